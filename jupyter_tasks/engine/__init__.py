@@ -1,0 +1,1 @@
+"""The rules: pure, one event in, instructions out. No lock, no clock, no I/O."""

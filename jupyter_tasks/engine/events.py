@@ -1,0 +1,457 @@
+"""What the rules know and say: tasks, events (past participles) and instructions (imperatives).
+
+Frozen where they travel, plain slots where the scheduler keeps them. Nothing in here acts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from jupyter_tasks.engine.cancel import Cancel
+from jupyter_tasks.engine.states import State, Step
+
+__all__ = [
+    "CPU_UNITS",
+    "EVERYTHING",
+    "ONE_CPU",
+    "ONE_PACKET",
+    "Announce",
+    "CancelAsked",
+    "Capabilities",
+    "ClientGone",
+    "CloseLease",
+    "Contains",
+    "Deliver",
+    "DeliverValue",
+    "Demand",
+    "Died",
+    "Drop",
+    "End",
+    "Entry",
+    "Event",
+    "Fetched",
+    "Finished",
+    "Gone",
+    "Held",
+    "IdleAgain",
+    "Instruction",
+    "Interrupt",
+    "Kill",
+    "Lease",
+    "Put",
+    "Recall",
+    "Recalled",
+    "Released",
+    "Retire",
+    "Run",
+    "Started",
+    "Submitted",
+    "Task",
+    "TaskSpec",
+    "Terminate",
+    "Tick",
+    "TooMuchMemory",
+    "UnBlocked",
+    "WaitBegan",
+]
+
+CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
+
+Demand: TypeAlias = tuple[tuple[str, int], ...]  # (("CPU", 10000),): sorted by name, amounts in CPU_UNITS
+ONE_PACKET = 0  # see Recall
+EVERYTHING = -1
+ONE_CPU: Demand = (("CPU", CPU_UNITS),)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """How a task is to be run. Shared by all tasks of a function that were called with the same options."""
+
+    name: str = "task"
+    kind: str = "function"  # or "cell"
+    demand: Demand = ONE_CPU
+    timeout: float | None = None  # seconds, of each attempt
+    grace: float | None = None  # seconds from interrupt to terminate
+    memory: int | None = None  # bytes of private memory of the whole tree
+    max_retries: int = 3  # for crashes; application errors say themselves whether they may be retried
+    num_returns: int = 1
+    watched: bool = False  # its owner wants every change of state
+
+    @property
+    def priority(self) -> int:
+        """Lower runs first: cells come before queued function tasks."""
+        return 0 if self.kind == "cell" else 1
+
+
+class Entry:
+    """A value that is or will be there: an object. A Task is the Entry of its own first return value.
+
+    Invariant: `kind` is 0 until the outcome is there and never changes after.
+    Invariant: an entry with no holders whose outcome is there is in no table.
+    """
+
+    __slots__ = ("dependents", "fds", "frame", "holders", "id", "kind", "owner", "readers", "size")
+
+    def __init__(self, id: int, owner: int) -> None:
+        self.id = id
+        self.owner = owner  # client that made it, and gets its outcome without asking
+        self.holders = 1  # refs, tasks that use it as an argument, values that contain it
+        self.kind = 0  # Kind.RESULT, ERROR or FAILURE once it is there
+        self.frame: bytes = b""  # the whole outcome frame
+        self.fds: tuple[int, ...] = ()  # its shared memory, owned by this entry
+        self.size = 0  # bytes, shared memory included
+        self.dependents: list[Task] | None = None  # wait for it
+        self.readers: list[Fetched] | None = None  # who asked for it, bytes included
+
+
+class Task(Entry):
+    """One submitted task. Changed by the scheduler alone."""
+
+    __slots__ = (
+        "attempt",
+        "call",
+        "call_fds",
+        "cancel",
+        "children",
+        "deps",
+        "ended_at",
+        "false_starts",
+        "fn",
+        "lease",
+        "parent",
+        "pins",
+        "plain",
+        "seq",
+        "spec",
+        "started_at",
+        "state",
+        "submitted_at",
+        "used_memory",
+        "waiting",
+    )
+
+    def __init__(self, id: int, owner: int, fn: int, spec: TaskSpec, call: bytes, plain: bool) -> None:
+        # Entry.__init__ written out: this is the hot path.
+        self.id = id
+        self.owner = owner
+        self.holders = 1
+        self.kind = 0
+        self.frame = b""
+        self.fds = ()
+        self.size = 0
+        self.dependents = None
+        self.readers = None
+        self.fn = fn
+        self.spec = spec
+        self.call = call  # the whole TASK frame
+        self.plain = plain  # no options, dependencies or shared memory: may share a packet
+        self.call_fds: tuple[int, ...] = ()
+        self.state = State.PENDING
+        self.lease: Lease | None = None  # where it was given to, while not final
+        self.deps: tuple[int, ...] = ()  # objects whose values it gets
+        self.pins: tuple[int, ...] = ()  # objects inside its arguments, which must live until it ends
+        self.waiting = 0  # how many of them are not there yet
+        self.attempt = 0
+        self.false_starts = 0  # workers that died between taking it and beginning it
+        self.cancel: Cancel | None = None
+        self.parent = 0  # id of the task that submitted it
+        self.children: list[int] | None = None
+        self.seq = 0  # order of submission
+        self.submitted_at = 0.0
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.used_memory = 0  # bytes, set when over its limit
+
+
+class Lease:
+    """A place at the backend where tasks of one demand run one after another (a worker, for the local one).
+
+    Invariant: its resources are taken from the scheduler's `available` exactly while `holds` is true.
+    """
+
+    __slots__ = (
+        "blocked",
+        "closing",
+        "demand",
+        "ending",
+        "ghosts",
+        "holds",
+        "id",
+        "lingering",
+        "packets",
+        "place",
+        "recalling",
+        "retired",
+    )
+
+    def __init__(self, id: int, demand: Demand) -> None:
+        self.id = id
+        self.demand = demand
+        self.holds = True
+        self.packets: deque[list[int]] = deque()  # ids given and not finished, in the order given
+        self.blocked = False  # its task waits in `get`
+        self.recalling = False  # a Recall is under way, do not ask again
+        self.lingering: Task | None = None  # finished, but threads or children of it still run
+        self.ending: tuple[Task, Step, dict[str, Any]] | None = None  # becomes final when its tree is gone
+        self.retired = False  # no more tasks: its place is being closed
+        self.ghosts: set[int] = set()  # in `packets`, but taken back from there: will be skipped, run elsewhere
+        self.closing = False  # no more tasks: it is closed after its last packet
+        self.place: object = None  # the backend's own
+
+
+# Events ------------------------------------------------------------------------------------------------------
+
+
+class Submitted(NamedTuple):
+    """Clients want these tasks run."""
+
+    tasks: Sequence[Task]
+
+
+class Put(NamedTuple):
+    """A client made an object."""
+
+    entry: Entry
+
+
+class Started(NamedTuple):
+    """A task's code began, `at` on the scheduler's clock."""
+
+    id: int
+    at: float
+
+
+class End(NamedTuple):
+    """One task's end, as its worker told it."""
+
+    id: int
+    kind: int  # Kind.RESULT, ERROR, INTERRUPTED
+    flags: int
+    frame: bytes
+    fds: tuple[int, ...] = ()
+    size: int = 0
+
+
+class Finished(NamedTuple):
+    """A worker told these ends, in this order."""
+
+    lease: Lease
+    ends: Sequence[End]
+
+
+class Recalled(NamedTuple):
+    """These tasks of the lease were not begun and never will be there."""
+
+    lease: Lease
+    ids: Sequence[int]
+    read: bool = False  # its process has read them, and will say INTERRUPTED, SKIPPED of each when it gets there
+
+
+class Died(NamedTuple):
+    """The lease's process ended: `running` was in it, the rest of what it was given was not begun."""
+
+    lease: Lease
+    running: int  # 0: none
+    exit_code: int | None
+    signal_name: str | None
+    ours: bool  # we ended it
+
+
+class Gone(NamedTuple):
+    """Nothing of the lease's process tree exists any more (follows Retire, and Kill)."""
+
+    lease: Lease
+
+
+class IdleAgain(NamedTuple):
+    """What a finished task had left running in this lease has ended."""
+
+    lease: Lease
+
+
+class CancelAsked(NamedTuple):
+    """Somebody wants the task stopped."""
+
+    id: int
+    source: str = "user"
+    reason: str = ""
+    force: bool = False
+    recursive: bool = True
+    grace: float | None = None
+
+
+class TooMuchMemory(NamedTuple):
+    """The task's tree uses `used` bytes of private memory."""
+
+    id: int
+    used: int
+
+
+class Held(NamedTuple):
+    """There is one ref more to each of these."""
+
+    client: int
+    ids: Sequence[int]
+
+
+class Contains(NamedTuple):
+    """Inside the value of this object, there or on its way, are refs to others: they live as long as it does."""
+
+    id: int
+    inside: Sequence[int]
+
+
+class Released(NamedTuple):
+    """There is one ref less to each of these."""
+
+    client: int
+    ids: Sequence[int]
+
+
+class Fetched(NamedTuple):
+    """The client wants the outcome of an object, with its bytes, as soon as it is there; `serial` marks the answer."""
+
+    client: int
+    id: int
+    serial: int = 0
+
+
+class ClientGone(NamedTuple):
+    """A client's connection ended; its refs count as dropped."""
+
+    client: int
+
+
+class WaitBegan(NamedTuple):
+    """The running task of the lease waits in `get`: its slot is free for others."""
+
+    lease: Lease
+
+
+class UnBlocked(NamedTuple):
+    """It goes on."""
+
+    lease: Lease
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    Submitted
+    | Put
+    | Started
+    | Finished
+    | Recalled
+    | Died
+    | Gone
+    | IdleAgain
+    | CancelAsked
+    | TooMuchMemory
+    | Held
+    | Contains
+    | Released
+    | Fetched
+    | ClientGone
+    | WaitBegan
+    | UnBlocked
+    | Tick
+)
+
+
+# Instructions ------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """Give these tasks, in one packet, to the lease's place (made at its first Run)."""
+
+    lease: Lease
+    tasks: Sequence[Task]
+
+
+class CloseLease(NamedTuple):
+    """The lease has no tasks; its place may be used for another."""
+
+    lease: Lease
+
+
+class Recall(NamedTuple):
+    """Take back what the lease has not begun: for ONE_PACKET its last packet, for EVERYTHING all it can,
+    for a task's id that task (and what else comes along).
+
+    Answered by Recalled (perhaps of nothing); for an `id` that has begun also by Started; if its end is on the
+    way, by that.
+    """
+
+    lease: Lease
+    id: int
+
+
+class Interrupt(NamedTuple):
+    """KeyboardInterrupt in this task, and in no other."""
+
+    task: Task
+
+
+class Terminate(NamedTuple):
+    """SIGTERM to this task's processes."""
+
+    task: Task
+
+
+class Kill(NamedTuple):
+    """End this task's whole process tree. Answered by Died and Gone, if the task is still in it."""
+
+    task: Task
+
+
+class Retire(NamedTuple):
+    """End the lease's place with its whole tree, whatever runs in it. Answered by Gone."""
+
+    lease: Lease
+
+
+class Deliver(NamedTuple):
+    """Tell the client these outcomes (of big values only that they are there, and their size)."""
+
+    client: int
+    frames: Sequence[bytes]
+
+
+class DeliverValue(NamedTuple):
+    """Send the client this outcome, with its shared memory. The descriptors stay the entry's."""
+
+    client: int
+    frame: bytes
+    fds: tuple[int, ...]
+    serial: int = 0  # of the fetch that it answers
+
+
+class Announce(NamedTuple):
+    """The task's record changed: tell who watches."""
+
+    task: Task
+
+
+class Drop(NamedTuple):
+    """Close these descriptors."""
+
+    fds: Sequence[int]
+
+
+Instruction: TypeAlias = (
+    Run | CloseLease | Recall | Interrupt | Terminate | Kill | Retire | Deliver | DeliverValue | Announce | Drop
+)
+
+
+@dataclass(slots=True)
+class Capabilities:
+    """What a backend can do; what it cannot is skipped by the rules and told on the screen."""
+
+    depth: int = 1  # packets given to one lease ahead of time
+    packet: int = 1  # tiny tasks in one packet
+    rungs: frozenset[str] = field(default_factory=lambda: frozenset({"ask", "interrupt", "terminate", "kill"}))

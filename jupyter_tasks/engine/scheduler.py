@@ -1,0 +1,1052 @@
+"""The rules: which task runs next, what an end means for others, how a cancel climbs.
+
+`Scheduler.handle(event, now)` is the only door: one event in, instructions out, carried out in their order. There
+is no lock, no clock and no I/O; `now` is seconds on any clock that does not jump. It knows tasks, objects and leases
+(places at the backend), never processes, sockets or bytes of payloads.
+
+Dispatch. Ready tasks stand in queues, one for each priority and demand. A lease holds the demand's resources and runs
+tasks of that demand one after another, so a hot loop of small tasks takes and gives back nothing. Tiny plain tasks
+travel in packets, whose size shrinks with the function's last duration and with the backlog; packets are given
+ahead of time up to the backend's depth, and taken back when another lease has nothing to do. The oldest task that
+does not fit reserves what it lacks, so a big one cannot starve.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
+from jupyter_tasks.engine.events import (
+    EVERYTHING,
+    ONE_PACKET,
+    Announce,
+    CancelAsked,
+    Capabilities,
+    ClientGone,
+    CloseLease,
+    Contains,
+    Deliver,
+    DeliverValue,
+    Demand,
+    Died,
+    Drop,
+    End,
+    Entry,
+    Event,
+    Fetched,
+    Finished,
+    Gone,
+    Held,
+    IdleAgain,
+    Instruction,
+    Interrupt,
+    Kill,
+    Lease,
+    Put,
+    Recall,
+    Recalled,
+    Released,
+    Retire,
+    Run,
+    Started,
+    Submitted,
+    Task,
+    Terminate,
+    Tick,
+    TooMuchMemory,
+    UnBlocked,
+    WaitBegan,
+)
+from jupyter_tasks.engine.states import FINAL, State, Step, next_state
+from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER_SIZE, Flag, Kind, frame, from_json, show_id, to_json
+
+__all__ = ["HISTORY", "Scheduler"]
+
+HISTORY = 1000  # finished tasks that `%tasks` can still show; a record holds no value
+FALSE_STARTS = 3  # workers that may die before they begin a task; an honest guess
+PACKET_US = 1024  # a packet is at most about a millisecond of work, so that its tail is never far (NOTES-engine 11)
+PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
+UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
+
+
+class _Queue:
+    """Ready tasks of one priority and demand, oldest first."""
+
+    __slots__ = ("demand", "leases", "priority", "tasks")
+
+    def __init__(self, priority: int, demand: Demand) -> None:
+        self.priority = priority
+        self.demand = demand
+        self.tasks: deque[Task] = deque()
+
+
+class Scheduler:
+    """All tasks, objects and leases of one supervisor. See the module's text."""
+
+    def __init__(self, total: dict[str, int], capabilities: Capabilities) -> None:
+        self.total = dict(total)  # resource -> amount in CPU_UNITS
+        self.available = dict(total)  # Invariant: total minus what the leases with `holds` demand
+        self.capabilities = capabilities
+        self.objects: dict[int, Entry] = {}  # every entry that is held or not final
+        self.live: dict[int, Task] = {}  # every task that is not final
+        self.history: deque[Task] = deque(maxlen=HISTORY)  # final tasks, oldest first, without values
+        self.leases: dict[int, Lease] = {}
+        self.queued = 0  # tasks in the queues, counting those cancelled meanwhile
+        self._queues: dict[tuple[int, Demand], _Queue] = {}
+        self._by_demand: dict[Demand, list[Lease]] = {}  # leases that may be given tasks
+        self._durations: dict[int, int] = {}  # function -> log2 us of its last run
+        self._timers: list[tuple[float, int, Task, int, Step | None]] = []
+        self._holds: dict[int, dict[int, int]] = {}  # client -> object -> refs, beside the owner's first one
+        self._inside: dict[int, list[int]] = {}  # object -> what its value has refs to, and holds
+        self._owned: dict[int, set[int]] = {}  # client other than the kernel -> entries whose first ref it has
+        self._freed = False  # a lease has given its resources back during this event
+        self._overdrawn = False  # some of `available` may be below 0; see _unblocked
+        self._ids = 0
+        self._out: list[Instruction] = []
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            Submitted: self._submitted,
+            Put: self._put,
+            Started: self._started,
+            Finished: self._finished,
+            Recalled: self._recalled,
+            Died: self._died,
+            Gone: self._gone,
+            IdleAgain: self._idle_again,
+            CancelAsked: self._cancel_asked,
+            TooMuchMemory: self._too_much_memory,
+            Held: self._held,
+            Contains: self._contains,
+            Released: self._released,
+            Fetched: self._fetched,
+            ClientGone: self._client_gone,
+            WaitBegan: self._wait_began,
+            UnBlocked: self._unblocked,
+            Tick: self._tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Takes in one event; returns what is to be done, in this order."""
+        self._handlers[type(event)](event, now)
+        if self.queued:
+            self._dispatch(now)
+        elif self._freed:
+            self._steal()
+        self._freed = False
+        out, self._out = self._out, []
+        return out
+
+    def next_timer(self) -> float | None:
+        """When the next Tick is needed, on the scheduler's clock; None: no need."""
+        while self._timers and not self._timer_valid(self._timers[0]):
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    def check(self) -> None:
+        """Asserts the invariants that can be checked. For tests and `statistics`; O(everything)."""
+        held: dict[str, int] = dict.fromkeys(self.total, 0)
+        for lease in self.leases.values():
+            if lease.holds:
+                for name, amount in lease.demand:
+                    held[name] += amount
+            for packet in lease.packets:
+                assert packet, "an empty packet is still counted"
+        for name, amount in self.total.items():
+            assert self.available[name] == amount - held[name], f"{name}: resources lost or made"
+        for task in self.live.values():
+            assert task.state not in FINAL, f"{show_id(task.id)} is final and live"
+            assert task.kind == 0, f"{show_id(task.id)} has an outcome and is live"
+        assert self._inside.keys() <= self.objects.keys(), "a value that is gone still holds others"
+        for entry in self.objects.values():
+            assert entry.holders > 0 or entry.kind == 0, f"{show_id(entry.id)} is held by nobody"
+
+    # -- tasks come in ----------------------------------------------------------------------------------------
+
+    def _submitted(self, event: Submitted, now: float) -> None:
+        objects, live = self.objects, self.live
+        for task in event.tasks:
+            self._ids += 1
+            task.seq = self._ids
+            task.submitted_at = now
+            objects[task.id] = task
+            live[task.id] = task
+            if task.owner > 1:
+                self._owned.setdefault(task.owner, set()).add(task.id)
+            if task.spec.num_returns > 1:
+                for i in range(1, task.spec.num_returns):
+                    self._add_return(task, i)
+            if task.parent:
+                self._adopt(task)
+            for id in task.pins:
+                if id in objects:
+                    objects[id].holders += 1
+            if task.deps and not self._wait_for(task, now):
+                continue
+            self._enqueue(task)
+
+    def _add_return(self, task: Task, index: int) -> None:
+        entry = Entry(task.id + index, task.owner)
+        self.objects[entry.id] = entry
+        if task.owner > 1:
+            self._owned[task.owner].add(entry.id)
+
+    def _adopt(self, task: Task) -> None:
+        parent = self.live.get(task.parent)
+        if parent is not None:
+            if parent.children is None:
+                parent.children = []
+            parent.children.append(task.id)
+
+    def _wait_for(self, task: Task, now: float) -> bool:
+        """Pins what the task needs. True if all of it is there; if one has failed the task ends here."""
+        failed: Entry | None = None
+        lost = next((id for id in task.deps if id not in self.objects), None)
+        if lost is not None:
+            task.deps = ()
+            self._conclude(task, Step.UPSTREAM_FAILED, _lost_object(task, lost), now)
+            return False
+        for id in task.deps:
+            entry = self.objects[id]
+            entry.holders += 1
+            if entry.kind == 0:
+                task.waiting += 1
+                if entry.dependents is None:
+                    entry.dependents = []
+                entry.dependents.append(task)
+            elif entry.kind != Kind.RESULT:
+                failed = entry
+        if failed is not None:
+            self._fail_dependent(task, failed, now)
+            return False
+        return task.waiting == 0
+
+    def _enqueue(self, task: Task, *, front: bool = False) -> None:
+        key = (task.spec.priority, task.spec.demand)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue(*key)
+        if front:
+            queue.tasks.appendleft(task)
+        else:
+            queue.tasks.append(task)
+        self.queued += 1
+
+    def _put(self, event: Put, now: float) -> None:
+        entry = event.entry
+        self.objects[entry.id] = entry
+        if entry.owner > 1:
+            self._owned.setdefault(entry.owner, set()).add(entry.id)
+
+    # -- dispatch ---------------------------------------------------------------------------------------------
+
+    def _dispatch(self, now: float) -> None:
+        queues = [queue for queue in self._queues.values() if queue.tasks]
+        if self._overdrawn:
+            self._repay()
+        short: set[str] = set()  # resources that an older task lacks
+        if len(queues) == 1:
+            self._serve(queues[0], short)
+        else:
+            self._serve_in_turn(queues, short)
+        if not self.queued:
+            self._steal()
+
+    def _serve_in_turn(self, queues: list[_Queue], short: set[str]) -> None:
+        """Several queues: each as far as its next task is the oldest one, so that first come is first served."""
+        while queues := [queue for queue in queues if self._head(queue.tasks) is not None]:
+            queues.sort(key=lambda queue: (queue.priority, queue.tasks[0].seq))
+            queue = queues[0]
+            rival = next((other for other in queues[1:] if other.priority == queue.priority), None)
+            until = rival.tasks[0].seq if rival is not None else None
+            short_of = any(name in short for name, _ in queue.demand)
+            if short_of or not self._serve(queue, short, until):
+                queues.remove(queue)
+
+    def _serve(self, queue: _Queue, short: set[str], until: int | None = None) -> bool:
+        """Gives the queue's tasks to its leases: idle ones first, then new ones, then ahead of time.
+
+        True if it stopped before a task that came later than `until`, the oldest one of another queue.
+        """
+        leases = self._by_demand.setdefault(queue.demand, [])
+        if self._overdrawn and any(self.available.get(name, 0) < 0 for name, _ in queue.demand):
+            self._lacks(queue.demand, short)
+            return False
+        tasks = queue.tasks
+        for lease in leases:
+            if not lease.packets and not self._give(queue, lease, until):
+                return bool(tasks)
+        while self._head(tasks) is not None:
+            if not self._take(queue.demand, short):
+                break
+            lease = self._open(queue.demand)
+            leases.append(lease)
+            if not self._give(queue, lease, until):
+                return bool(tasks)
+        for level in range(1, self.capabilities.depth):
+            for lease in leases:
+                if len(lease.packets) != level or lease.ghosts:
+                    continue  # with ghosts: what it is in takes long
+                head = self._head(tasks)
+                if head is None:
+                    return False
+                if head.spec.watched:
+                    # A cell is given only to a lease that can begin it: its board must not say "given".
+                    self._lacks(queue.demand, short)
+                    return False
+                if not self._give(queue, lease, until):
+                    return bool(tasks)
+        if self._head(tasks) is not None:
+            self._lacks(queue.demand, short)
+        return False
+
+    def _head(self, tasks: deque[Task]) -> Task | None:
+        """The queue's next task that is still wanted."""
+        while tasks:
+            if tasks[0].state is State.PENDING:
+                return tasks[0]
+            tasks.popleft()
+            self.queued -= 1
+        return None
+
+    def _give(self, queue: _Queue, lease: Lease, until: int | None = None) -> bool:
+        """One packet to the lease. False if the queue is empty now, or its next task came later than `until`."""
+        tasks = queue.tasks
+        head = self._head(tasks)
+        if head is None or (until is not None and head.seq > until):
+            return False
+        most = self._packet_size(head, queue)
+        packet: list[Task] = []
+        size = 0
+        while tasks and most > 0:
+            task = tasks[0]
+            if task.state is not State.PENDING:
+                tasks.popleft()
+                self.queued -= 1
+                continue
+            if packet and (not task.plain or size + len(task.call) > PACKET_BYTES):
+                break
+            if task.fn != head.fn and self._is_slower(task.fn, head.fn):
+                break  # nobody behind it could be taken back
+            if until is not None and task.seq > until:
+                break
+            tasks.popleft()
+            self.queued -= 1
+            task.lease = lease
+            packet.append(task)
+            size += len(task.call)
+            most -= 1
+            if not task.plain:
+                break
+        lease.packets.append([task.id for task in packet])
+        self._out.append(Run(lease, packet))
+        return bool(tasks) and (until is None or tasks[0].seq <= until)
+
+    def _is_slower(self, fn: int, than: int) -> bool:
+        durations = self._durations
+        return durations.get(fn, UNKNOWN_DURATION) > durations.get(than, UNKNOWN_DURATION)
+
+    def _packet_size(self, head: Task, queue: _Queue) -> int:
+        if not head.plain or self.capabilities.packet == 1:
+            return 1
+        by_time = PACKET_US >> self._durations.get(head.fn, UNKNOWN_DURATION)
+        by_backlog = len(queue.tasks) // (2 * max(1, len(self._by_demand[queue.demand])))
+        return max(1, min(self.capabilities.packet, by_time, by_backlog))
+
+    def _take(self, demand: Demand, short: set[str]) -> bool:
+        """Takes the demand's resources, from idle leases of other demands if need be."""
+        available = self.available
+        for name, amount in demand:
+            if available.get(name, 0) < amount and (
+                len(self._by_demand) == 1 or not self._reclaim(name, amount, demand)
+            ):
+                short.add(name)
+                return False
+        for name, amount in demand:
+            available[name] -= amount
+        return True
+
+    def _repay(self) -> None:
+        """Tasks that went on after a wait took more than there was: idle leases are given up until the sum fits."""
+        for name, amount in self.available.items():
+            if amount < 0:
+                self._reclaim(name, 0, None)
+        self._overdrawn = any(amount < 0 for amount in self.available.values())
+
+    def _reclaim(self, name: str, amount: int, wanted_by: Demand | None) -> bool:
+        """Closes idle leases of other demands until `amount` is there."""
+        for demand, leases in self._by_demand.items():
+            if demand == wanted_by:
+                continue
+            for lease in [lease for lease in leases if not lease.packets]:
+                if any(held == name for held, _ in demand):
+                    self._close_idle(lease)
+                    if self.available.get(name, 0) >= amount:
+                        return True
+        return False
+
+    def _lacks(self, demand: Demand, short: set[str]) -> None:
+        """The queue's next task must wait: keep what it needs from younger ones."""
+        for name, amount in demand:
+            if self.available.get(name, 0) < amount:
+                short.add(name)
+
+    def _open(self, demand: Demand) -> Lease:
+        self._ids += 1
+        lease = Lease(self._ids, demand)
+        self.leases[lease.id] = lease
+        return lease
+
+    def _close(self, lease: Lease) -> None:
+        """The lease gets no more tasks and holds nothing any more."""
+        lease.retired = True
+        self.leases.pop(lease.id, None)
+        leases = self._by_demand.get(lease.demand, [])
+        if lease in leases:
+            leases.remove(lease)
+        self._give_back(lease)
+
+    def _close_idle(self, lease: Lease) -> None:
+        self._close(lease)
+        self._out.append(CloseLease(lease))
+
+    def _give_back(self, lease: Lease) -> None:
+        if lease.holds:
+            lease.holds = False
+            self._freed = True
+            for name, amount in lease.demand:
+                self.available[name] += amount
+
+    def _steal(self) -> None:
+        """A lease with nothing to do, or a new one, gets what another was given ahead of time."""
+        for demand, leases in self._by_demand.items():
+            for lease in leases:
+                if len(lease.packets) > 1 and not lease.recalling and self._room_beside(demand, leases):
+                    lease.recalling = True
+                    self._out.append(Recall(lease, ONE_PACKET))
+                    return
+
+    def _room_beside(self, demand: Demand, leases: list[Lease]) -> bool:
+        return any(not lease.packets for lease in leases) or all(
+            self.available.get(name, 0) >= amount for name, amount in demand
+        )
+
+    # -- tasks run and end ------------------------------------------------------------------------------------
+
+    def _started(self, event: Started, now: float) -> None:
+        task = self.live.get(event.id)
+        if task is None or task.state is not State.PENDING:
+            return
+        task.state = next_state(task.state, Step.STARTED)
+        task.started_at = event.at
+        if task.spec.timeout is not None:
+            self._at(event.at + task.spec.timeout, task, Step.TIMED_OUT)
+        if task.spec.watched:
+            self._out.append(Announce(task))
+        if task.cancel is not None:  # asked while it was on its way to the worker
+            self._ask(task, now)
+
+    def _finished(self, event: Finished, now: float) -> None:
+        lease = event.lease
+        live, objects, durations = self.live, self.objects, self._durations
+        told: dict[int, list[bytes]] = {}
+        for end in event.ends:
+            task = live.get(end.id)
+            if task is None:
+                entry = objects.get(end.id)
+                if entry is not None and entry.kind == 0 and type(entry) is Entry:
+                    self._settle_return(entry, end, told, now)  # a further return value of a task that goes on
+                    continue
+                # Final already: the answer to its cancel overtook this word (the worker skipped it), or it was
+                # killed with this on its way. Either way the lease is rid of it.
+                self._out_of_packet(lease, end.id)
+                lease.ghosts.discard(end.id)
+                if end.fds:
+                    self._out.append(Drop(end.fds))
+                continue
+            self._out_of_packet(lease, end.id)
+            if end.kind == Kind.INTERRUPTED:
+                if end.id in lease.ghosts:
+                    lease.ghosts.discard(end.id)  # passed over, as it should be: it runs elsewhere
+                else:
+                    self._interrupted(lease, task, end, now)
+                continue
+            durations[task.fn] = end.flags >> DURATION_SHIFT
+            step = Step.RETURNED if end.kind == Kind.RESULT else Step.RAISED
+            if step is Step.RAISED and end.flags & Flag.RETRYABLE and self._may_retry(task):
+                self._retry(task)
+                continue
+            if end.flags & Flag.LINGERS:
+                self._linger(lease, task)
+            task.frame, task.fds, task.size = end.frame, end.fds, end.size
+            self._settle(task, step, end.kind, told, now)
+        self._tell(told)
+        if not lease.packets:
+            if lease.blocked and lease.lingering is None:
+                # An interrupt has cut off the word that the wait is over.
+                self._unblocked(UnBlocked(lease), now)
+            if not self.queued:
+                self._steal()
+            # A lease of nothing holds nothing that somebody else could want: nobody would ever reclaim it.
+            if lease.closing or (not lease.demand and not lease.retired and not lease.blocked):
+                self._close_idle(lease)
+
+    def _out_of_packet(self, lease: Lease, id: int) -> bool:
+        """Crosses the task off the lease's list. False if it is not on it."""
+        packets = lease.packets
+        for packet in packets:
+            if id in packet:
+                packet.remove(id)
+                if not packet:
+                    packets.remove(packet)
+                return True
+        return False
+
+    def _interrupted(self, lease: Lease, task: Task, end: End, now: float) -> None:
+        """A KeyboardInterrupt ended the task, or its worker gave it back unbegun."""
+        if end.flags & Flag.SKIPPED and task.cancel is None:
+            self._give_again(task)
+            return
+        facts: dict[str, Any] = {"rung": "pending" if end.flags & Flag.SKIPPED else "interrupt"}
+        if end.flags & Flag.TAINTED:
+            # Children or threads remain, or an import was cut in two: the worker goes first, then the word.
+            lease.ending = (task, Step.STOPPED, facts)
+            self._retire(lease)
+            return
+        self._conclude(task, Step.STOPPED, facts, now)
+
+    def _retire(self, lease: Lease) -> None:
+        unread = bool(lease.packets)
+        self._stop_giving(lease)
+        if unread:
+            self._out.append(Recall(lease, EVERYTHING))
+        self._out.append(Retire(lease))
+
+    def _stop_giving(self, lease: Lease) -> None:
+        leases = self._by_demand.get(lease.demand, [])
+        if lease in leases:
+            leases.remove(lease)
+        lease.retired = True
+        lease.closing = False
+
+    def _linger(self, lease: Lease, task: Task) -> None:
+        """The task is done but has left threads or children: the lease is theirs, its resources are not."""
+        lease.lingering = task
+        self._stop_giving(lease)
+        self._give_back(lease)
+        if lease.packets:
+            self._out.append(Recall(lease, EVERYTHING))
+
+    def _idle_again(self, event: IdleAgain, now: float) -> None:
+        lease = event.lease
+        if lease.lingering is None:
+            return
+        task, lease.lingering = lease.lingering, None
+        task.lease = None
+        if lease.packets:
+            # Given before we heard that something lingers, read after it had ended: they are running now.
+            lease.closing = True
+        else:
+            self._close_idle(lease)
+        if task.spec.watched:
+            self._out.append(Announce(task))
+
+    def _conclude(self, task: Task, step: Step, facts: dict[str, Any], now: float) -> None:
+        """The task's end without a value: builds the record that says why."""
+        cancel = task.cancel
+        if step in (Step.STOPPED, Step.KILLED) and cancel is not None and cancel.source == "timeout":
+            step = Step.TIMED_OUT
+        if step is Step.ASKED and cancel is not None:
+            cancel.rung = Rung.ASK  # also of a forced cancel: it never ran, so nothing was killed
+        told: dict[int, list[bytes]] = {}
+        task.frame = frame(Kind.FAILURE, task.id, to_json(_failure(task, step, facts, now)))
+        task.size = len(task.frame)
+        self._settle(task, step, Kind.FAILURE, told, now)
+        self._tell(told)
+
+    def _settle(self, task: Task, step: Step, kind: int, told: dict[int, list[bytes]], now: float) -> None:
+        """The task becomes final; its frame is its outcome."""
+        task.state = next_state(task.state, step)
+        task.ended_at = now
+        del self.live[task.id]
+        if task.lease is not None and task.lease.lingering is not task:
+            task.lease = None
+        if task.spec.num_returns > 1 and kind != Kind.RESULT:
+            for i in range(1, task.spec.num_returns):
+                entry = self.objects.get(task.id + i)
+                if entry is not None and entry.kind == 0:
+                    entry.frame = _readdressed(task.frame, entry.id)
+                    entry.size = task.size
+                    self._outcome(entry, kind, told, now)
+        self._outcome(task, kind, told, now)
+        if task.deps or task.pins:
+            self._unpin(task)
+        if task.call_fds:
+            self._out.append(Drop(task.call_fds))
+            task.call_fds = ()
+        task.call = b""
+        self.history.append(task)
+        if task.spec.watched:
+            self._out.append(Announce(task))
+
+    def _tell(self, told: dict[int, list[bytes]]) -> None:
+        for client, frames in told.items():
+            self._out.append(Deliver(client, frames))
+
+    def _settle_return(self, entry: Entry, end: End, told: dict[int, list[bytes]], now: float) -> None:
+        entry.frame, entry.fds, entry.size = end.frame, end.fds, end.size
+        self._outcome(entry, end.kind, told, now)
+
+    def _outcome(self, entry: Entry, kind: int, told: dict[int, list[bytes]], now: float) -> None:
+        """The entry's outcome is there: tell its owner, who asked, and who waits for it."""
+        entry.kind = kind
+        owner = entry.owner
+        notice = entry.frame if not entry.fds else _notice(entry)
+        if owner in told:
+            told[owner].append(notice)
+        else:
+            told[owner] = [notice]
+        if entry.readers is not None:
+            for reader in entry.readers:
+                self._out.append(DeliverValue(reader.client, entry.frame, entry.fds, reader.serial))
+            entry.readers = None
+        if entry.dependents is not None:
+            dependents, entry.dependents = entry.dependents, None
+            for task in dependents:
+                if task.state is not State.PENDING:
+                    continue  # cancelled meanwhile
+                if kind == Kind.RESULT:
+                    task.waiting -= 1
+                    if task.waiting == 0:
+                        self._enqueue(task)
+                else:
+                    self._fail_dependent(task, entry, now)
+        if entry.holders <= 0:
+            self._forget(entry)  # nobody holds it; its owner is told all the same
+
+    def _fail_dependent(self, task: Task, entry: Entry, now: float) -> None:
+        """The task's dependency has failed or was cancelled: it never runs and raises the root cause."""
+        if isinstance(entry, Task):
+            cancelled = entry.state is State.CANCELLED
+        else:  # a further return value has no state of its own; its outcome tells
+            cancelled = entry.kind == Kind.FAILURE and from_json(entry.frame[HEADER_SIZE:])["type"] == "cancelled"
+        told: dict[int, list[bytes]] = {}
+        task.frame = _readdressed(entry.frame, task.id)
+        task.size = entry.size
+        step = Step.UPSTREAM_CANCELLED if cancelled else Step.UPSTREAM_FAILED
+        self._settle(task, step, entry.kind, told, now)
+        self._tell(told)
+
+    def _may_retry(self, task: Task) -> bool:
+        return task.cancel is None and task.attempt < task.spec.max_retries
+
+    def _retry(self, task: Task) -> None:
+        task.attempt += 1
+        task.state = next_state(task.state, Step.RETRIED)
+        self._give_again(task)
+
+    def _give_again(self, task: Task) -> None:
+        task.lease = None
+        task.started_at = None
+        self._enqueue(task, front=True)
+        if task.spec.watched:
+            self._out.append(Announce(task))
+
+    # -- leases -----------------------------------------------------------------------------------------------
+
+    def _recalled(self, event: Recalled, now: float) -> None:
+        lease = event.lease
+        lease.recalling = False
+        for id in reversed(event.ids):
+            task = self.live.get(id)
+            if event.read:
+                if task is None or task.lease is not lease or id in lease.ghosts:
+                    continue
+                lease.ghosts.add(id)
+            elif not self._out_of_packet(lease, id) or task is None:
+                # Not of this lease any more: its process died, the task was given again, and only then was it found
+                # in the dead socket. It must not be given a third time.
+                continue
+            if task.cancel is not None:
+                self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+            else:
+                task.state = next_state(task.state, Step.RECALLED)
+                self._give_again(task)
+        if lease.closing and not lease.packets:
+            self._close_idle(lease)
+
+    def _died(self, event: Died, now: float) -> None:
+        lease = event.lease
+        self._stop_giving(lease)
+        given = [id for packet in lease.packets for id in packet if id not in lease.ghosts]
+        unbegun = [id for id in given if id != event.running]
+        if len(unbegun) == len(given) and not lease.ghosts:
+            self._false_start(unbegun, event, now)
+        for id in reversed(unbegun):
+            task = self.live.get(id)
+            if task is None:
+                continue
+            if task.cancel is not None:
+                self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+            else:
+                self._give_again(task)
+        lease.packets.clear()
+        lease.ghosts.clear()
+        running = self.live.get(event.running)
+        if running is None or running.lease is not lease:
+            return  # it had ended; or it ended badly, and waits for its next attempt elsewhere
+        facts: dict[str, Any] = {"exit_code": event.exit_code, "signal_name": event.signal_name}
+        if lease.ending is not None:
+            if lease.ending[0] is not running:
+                # A tainted place must not begin another task. If one does, that task must not be forgotten.
+                self._crashed(running, facts, now)
+            return
+        cancel = running.cancel
+        if cancel is not None and cancel.rung >= Rung.TERMINATE and event.ours:
+            if cancel.source == "memory":
+                lease.ending = (running, Step.DIED, {"memory": True})
+            else:
+                lease.ending = (running, Step.KILLED, {"rung": cancel.rung.name.lower()})
+        else:
+            lease.ending = (running, Step.DIED, facts)
+
+    def _crashed(self, task: Task, facts: dict[str, Any], now: float) -> None:
+        if self._may_retry(task):
+            self._retry(task)
+        else:
+            self._conclude(task, Step.DIED, facts, now)
+
+    def _false_start(self, unbegun: Sequence[int], event: Died, now: float) -> None:
+        """The worker died before it began anything. Once is an accident; FALSE_STARTS times is the task."""
+        first = next((self.live[id] for id in unbegun if id in self.live), None)
+        if first is None or event.ours:
+            return
+        first.false_starts += 1
+        if first.false_starts >= FALSE_STARTS and first.cancel is None:
+            why = f"It died {FALSE_STARTS} times before the task could begin."
+            facts = {"exit_code": event.exit_code, "signal_name": event.signal_name, "why": why}
+            self._conclude(first, Step.DIED, facts, now)
+
+    def _gone(self, event: Gone, now: float) -> None:
+        lease = event.lease
+        self._close(lease)
+        if lease.lingering is not None:
+            task, lease.lingering = lease.lingering, None
+            task.lease = None
+            if task.spec.watched:
+                self._out.append(Announce(task))
+        if lease.ending is None:
+            return
+        (task, step, facts), lease.ending = lease.ending, None
+        if task.state in FINAL:
+            return
+        if step is Step.DIED and "memory" not in facts:
+            self._crashed(task, facts, now)
+        else:
+            self._conclude(task, step, facts, now)
+
+    def _wait_began(self, event: WaitBegan, now: float) -> None:
+        lease = event.lease
+        if lease.blocked or lease.retired:
+            return
+        lease.blocked = True
+        leases = self._by_demand.get(lease.demand, [])
+        if lease in leases:
+            leases.remove(lease)
+        self._give_back(lease)
+        if lease.packets:
+            self._out.append(Recall(lease, EVERYTHING))
+
+    def _unblocked(self, event: UnBlocked, now: float) -> None:
+        lease = event.lease
+        if not lease.blocked or lease.id not in self.leases:
+            return
+        lease.blocked = False
+        if lease.lingering is not None:
+            return  # a thread that the finished task has left: it holds no slot
+        # It takes its resources back at once, even when that is more than there are: as Ray does. What was
+        # started meanwhile runs on, and nothing new starts until the sum fits again.
+        lease.holds = True
+        for name, amount in lease.demand:
+            self.available[name] -= amount
+            if self.available[name] < 0:
+                self._overdrawn = True
+        if not lease.retired:  # it may be on its way out: an interrupt that ended the wait has tainted it
+            self._by_demand.setdefault(lease.demand, []).append(lease)
+
+    # -- stopping ---------------------------------------------------------------------------------------------
+
+    def _cancel_asked(self, event: CancelAsked, now: float) -> None:
+        task = self._task_behind(event.id)
+        if task is None:
+            return  # finished long ago, or not a task: nothing happens
+        if task.state in FINAL:
+            if task.lease is not None and task.lease.lingering is task:
+                self._out.append(Retire(task.lease))  # what it left running
+            return
+        children = task.children
+        self._cancel(task, event, now)
+        if event.recursive and children:
+            for id in children:
+                self._cancel_asked(event._replace(id=id, source="parent"), now)
+
+    def _task_behind(self, id: int) -> Task | None:
+        """The task with this id, or the one of whose return values this is one; of the final ones at least those
+        that have left something running."""
+        task = self.live.get(id)
+        if task is not None:
+            return task
+        entry = self.objects.get(id)
+        if isinstance(entry, Task):
+            return entry
+        if entry is not None and entry.kind == 0:  # a further return value: its task is live, a few ids below
+            while task is None:
+                id -= 1
+                task = self.live.get(id)
+            return task
+        return next((old for old in self.history if old.lease is not None and _is_value_of(id, old)), None)
+
+    def _cancel(self, task: Task, event: CancelAsked, now: float) -> None:
+        cancel = task.cancel
+        if cancel is None:
+            grace = event.grace if event.grace is not None else task.spec.grace
+            cancel = task.cancel = Cancel(event.source, event.reason, now, grace)
+        elif event.grace is not None:
+            cancel.grace = event.grace
+        if task.state is State.PENDING:
+            if task.lease is None:
+                self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+                return
+            # It may have begun without our knowing. The backend finds out: Recalled or Started comes back.
+            if event.force:
+                cancel.rung = Rung.KILL
+            self._out.append(Recall(task.lease, task.id))
+            return
+        self._ask(task, now, force=event.force)
+
+    def _ask(self, task: Task, now: float, *, force: bool = False) -> None:
+        """On the ladder with a running task."""
+        cancel = task.cancel
+        assert cancel is not None
+        first = task.state is not State.CANCELLING
+        task.state = next_state(task.state, Step.ASKED)
+        if cancel.rung >= Rung.TERMINATE and not force and not first:
+            return  # already above the interrupt
+        rung = cancel.start(now, force=force or cancel.rung is Rung.KILL)
+        self._stand_on(task, rung)
+        if cancel.climb_at is not None:
+            self._at(cancel.climb_at, task, None)
+        if first and task.spec.watched:
+            self._out.append(Announce(task))
+
+    def _stand_on(self, task: Task, rung: Rung) -> None:
+        if rung.name.lower() not in self.capabilities.rungs:
+            return
+        if rung is Rung.KILL:
+            self._out.append(Kill(task))
+        elif rung is Rung.TERMINATE:
+            self._out.append(Terminate(task))
+        else:
+            self._out.append(Interrupt(task))
+
+    def _too_much_memory(self, event: TooMuchMemory, now: float) -> None:
+        task = self.live.get(event.id)
+        if task is None or task.state is State.PENDING:
+            return
+        task.used_memory = event.used
+        if task.cancel is None or task.cancel.rung < Rung.KILL:
+            task.cancel = Cancel("memory", "", now, None)
+            self._ask(task, now, force=True)
+
+    def _at(self, when: float, task: Task, step: Step | None) -> None:
+        self._ids += 1
+        heapq.heappush(self._timers, (when, self._ids, task, task.attempt, step))
+
+    def _timer_valid(self, timer: tuple[float, int, Task, int, Step | None]) -> bool:
+        when, _, task, attempt, step = timer
+        if task.state in FINAL or task.attempt != attempt:
+            return False
+        if step is Step.TIMED_OUT:
+            # Also when the task has caught a cancel and goes on: a timeout is a deadline.
+            return task.started_at is not None and (task.cancel is None or task.cancel.rung < Rung.TERMINATE)
+        return task.cancel is not None and task.cancel.climb_at == when
+
+    def _tick(self, event: Tick, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)
+            if not self._timer_valid(timer):
+                continue
+            task = timer[2]
+            if timer[4] is Step.TIMED_OUT:
+                grace = task.spec.grace if task.spec.grace is not None else TIMEOUT_GRACE
+                if task.cancel is None:
+                    task.cancel = Cancel("timeout", "", now, grace)
+                elif task.cancel.climb_at is None:
+                    task.cancel.grace = grace
+                self._ask(task, now)
+            else:
+                assert task.cancel is not None
+                self._stand_on(task, task.cancel.climb(now))
+                if task.cancel.climb_at is not None:
+                    self._at(task.cancel.climb_at, task, None)
+                if task.spec.watched:
+                    self._out.append(Announce(task))
+
+    # -- who holds what ---------------------------------------------------------------------------------------
+
+    def _held(self, event: Held, now: float) -> None:
+        counts = self._holds.setdefault(event.client, {})
+        for id in event.ids:
+            entry = self.objects.get(id)
+            if entry is not None:
+                entry.holders += 1
+                counts[id] = counts.get(id, 0) + 1
+
+    def _released(self, event: Released, now: float) -> None:
+        counts = self._holds.get(event.client)
+        for id in event.ids:
+            entry = self.objects.get(id)
+            if entry is None:
+                continue
+            if counts and counts.get(id):
+                counts[id] -= 1
+                if not counts[id]:
+                    del counts[id]
+            elif entry.owner != event.client:
+                continue  # it has none
+            elif entry.owner > 1:
+                self._owned.get(entry.owner, set()).discard(id)
+            self._drop_holder(entry)
+
+    def _contains(self, event: Contains, now: float) -> None:
+        if event.id not in self.objects:
+            return  # nobody holds it any more
+        inside = [id for id in event.inside if id in self.objects and id != event.id]
+        for id in inside:
+            self.objects[id].holders += 1
+        if inside:
+            self._inside.setdefault(event.id, []).extend(inside)
+
+    def _drop_holder(self, entry: Entry) -> None:
+        entry.holders -= 1
+        if entry.holders <= 0 and entry.kind:
+            self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        self.objects.pop(entry.id, None)
+        if entry.fds:
+            self._out.append(Drop(entry.fds))
+            entry.fds = ()
+        entry.frame = b""  # a Task may stay in the history, its value may not
+        if entry.id in self._inside:
+            self._let_go_inside(entry.id)
+
+    def _let_go_inside(self, id: int) -> None:
+        """Values inside values may be a long chain: no recursion."""
+        todo = self._inside.pop(id)
+        while todo:
+            entry = self.objects.get(todo.pop())
+            if entry is not None:
+                entry.holders -= 1
+                if entry.holders <= 0 and entry.kind:
+                    todo += self._inside.pop(entry.id, ())
+                    self._forget(entry)
+
+    def _unpin(self, task: Task) -> None:
+        for id in (*task.deps, *task.pins):
+            entry = self.objects.get(id)
+            if entry is not None:
+                self._drop_holder(entry)
+        task.deps = task.pins = ()
+
+    def _fetched(self, event: Fetched, now: float) -> None:
+        entry = self.objects.get(event.id)
+        if entry is None:
+            lost = frame(Kind.FAILURE, event.id, to_json(_lost_object(None, event.id)))
+            self._out.append(DeliverValue(event.client, lost, (), event.serial))
+        elif entry.kind:
+            self._out.append(DeliverValue(event.client, entry.frame, entry.fds, event.serial))
+        else:
+            if entry.readers is None:
+                entry.readers = []
+            entry.readers.append(event)
+
+    def _client_gone(self, event: ClientGone, now: float) -> None:
+        for id, count in self._holds.pop(event.client, {}).items():
+            entry = self.objects.get(id)
+            for _ in range(count if entry is not None else 0):
+                assert entry is not None
+                self._drop_holder(entry)
+        for id in self._owned.pop(event.client, set()):
+            entry = self.objects.get(id)
+            if entry is not None:
+                self._drop_holder(entry)
+        for entry in self.objects.values():
+            if entry.readers:
+                entry.readers = [reader for reader in entry.readers if reader.client != event.client]
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def find(self, id: int) -> Task | None:
+        """The task with this id, live or among the last finished ones."""
+        task = self.live.get(id)
+        if task is not None:
+            return task
+        return next((task for task in reversed(self.history) if task.id == id), None)
+
+    def tasks(self, limit: int = HISTORY) -> Sequence[Task]:
+        """Live tasks (at most `limit`, oldest first), then finished ones."""
+        live: list[Task] = []
+        for task in self.live.values():
+            if len(live) >= limit:
+                break
+            live.append(task)
+        return [*live, *self.history]
+
+    def clear(self, ids: Iterable[int] | None = None) -> int:
+        """Forgets finished tasks (their values stay with their refs). Returns how many."""
+        before = len(self.history)
+        wanted = None if ids is None else set(ids)
+        kept = [t for t in self.history if t.lease is not None or (wanted is not None and t.id not in wanted)]
+        self.history.clear()
+        self.history.extend(kept)
+        return before - len(kept)
+
+
+def _is_value_of(id: int, task: Task) -> bool:
+    return 0 <= id - task.id < max(1, task.spec.num_returns)
+
+
+def _notice(entry: Entry) -> bytes:
+    """Says that a big value is there, without its bytes."""
+    return frame(Kind.RESULT, entry.id, to_json(entry.size), flags=Flag.BIG)
+
+
+def _readdressed(outcome: bytes, id: int) -> bytes:
+    """The same outcome for another object."""
+    return frame(outcome[4], id, outcome[HEADER_SIZE:])
+
+
+def _lost_object(task: Task | None, id: int) -> dict[str, Any]:
+    return {"type": "lost", "task_id": show_id(task.id if task else id), "object_id": show_id(id)}
+
+
+def _failure(task: Task, step: Step, facts: dict[str, Any], now: float) -> dict[str, Any]:
+    """The record behind a FAILURE frame; the client turns it into an exception."""
+    record: dict[str, Any] = {"task_id": show_id(task.id), "name": task.spec.name}
+    if facts.get("type") == "lost":
+        return {**record, **facts}
+    cancel = task.cancel
+    if cancel is not None:
+        record |= {"source": cancel.source, "reason": cancel.reason, "seconds": now - cancel.asked_at}
+    if step is Step.TIMED_OUT:
+        rung = facts.get("rung", "interrupt")
+        return {**record, "type": "timeout", "timeout": task.spec.timeout, "rung": rung}
+    if step is Step.DIED and facts.get("memory"):
+        return {**record, "type": "memory", "used": task.used_memory, "limit": task.spec.memory}
+    if step is Step.DIED:
+        return {**record, "type": "crashed", **facts}
+    record.setdefault("source", "task")
+    record.setdefault("seconds", 0.0)
+    return {"reason": "", **record, "type": "cancelled", **facts, "force": step is Step.KILLED}
