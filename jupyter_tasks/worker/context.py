@@ -1,0 +1,50 @@
+"""Where this code runs: in a task of a worker, or not. The worker tells; the public API asks. Any thread."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from jupyter_tasks import refs
+
+if TYPE_CHECKING:
+    from jupyter_tasks.client import Client
+    from jupyter_tasks.worker.execution import _Worker
+
+__all__ = ["client_of_worker", "current_worker", "enter_worker", "forget_client"]
+
+_worker: _Worker | None = None
+_client: Client | None = None
+_lock = threading.Lock()
+
+
+def enter_worker(worker: _Worker) -> None:
+    """This process is a worker from now on."""
+    global _worker
+    _worker = worker
+    refs.set_client_source(client_of_worker)
+
+
+def current_worker() -> Any:
+    """The worker this process is, or None."""
+    return _worker
+
+
+def client_of_worker() -> Client:
+    """This worker's own connection to its supervisor, made when it is first needed: for tasks that start tasks."""
+    global _client
+    from jupyter_tasks.client import connect
+
+    with _lock:
+        if _client is None or _client.closed:
+            assert _worker is not None
+            _client = connect(_worker.config["socket"], _worker.config["key"])
+            _client.on_wait = _worker.waiting
+        return _client
+
+
+def forget_client() -> Client | None:
+    """In a forked child: the connection is the parent's. Returns it, for closing its descriptors."""
+    global _client
+    client, _client = _client, None
+    return client

@@ -1,0 +1,647 @@
+"""The worker: takes packets of tasks from its socket, runs them in the main thread, tells how they ended.
+
+A worker is a guest with little luggage, forked from the zygote. It knows the supervisor's socket, the shared page and
+the task in hand; it knows nothing of other tasks. User code runs in frames of its own (`_attempt` and below), and an
+interrupt is raised only there (see `interrupt`).
+
+Ends of tiny tasks are gathered and sent once a packet. Until then they stand in the ledger of the shared page, so
+that a crash of the next task loses none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import inspect
+import json
+import linecache
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from jupyter_tasks.refs import Dependency, ObjectRef
+from jupyter_tasks.supervisor import platform, reaper
+from jupyter_tasks.wire import page as layout
+from jupyter_tasks.wire import serialize, shared
+from jupyter_tasks.wire.frames import (
+    DURATION_SHIFT,
+    HEADER,
+    HEADER_SIZE,
+    Flag,
+    Kind,
+    frame,
+    from_json,
+    to_json,
+)
+from jupyter_tasks.wire.page import LEDGER_SIZE, Page
+from jupyter_tasks.wire.sockets import MESSAGE_LIMIT, receive
+from jupyter_tasks.worker import context, progress
+from jupyter_tasks.worker.interrupt import Guard
+from jupyter_tasks.worker.output import Streams
+
+__all__ = ["start"]
+
+FLUSH_AFTER = 0.001  # seconds after which a packet's ends are not held back any more (NOTES-engine 11)
+LOOK_AGAIN = 0.05  # seconds between looks at whether what a task left running has ended
+MOST_DURATION = 15  # log2 us; the four bits that a header has for it
+
+# Helpers that libraries start once and keep: they belong to the worker, not to the task that happened to be first.
+_SERVICE_MARKS = (b"resource_tracker", b"semaphore_tracker", b"multiprocessing.forkserver")
+
+
+def start(config: dict[str, Any], sock_fd: int, page_fd: int, out_fd: int, err_fd: int) -> None:
+    """Turns this freshly forked process into a worker and serves until the supervisor is gone. Never returns."""
+    # The page first: as long as a process is in the supervisor's session and in no page, it is taken for new.
+    page = Page(page_fd)
+    page.words[layout.PID] = os.getpid()
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the guard is there
+    platform.become_subreaper()
+    # First our parent, which only forked us, has to end (about 0.1 ms): told to die with our parent before that, we
+    # would die with this one (one worker in seven did).
+    for _ in range(10_000):
+        if os.getppid() == config["supervisor"]:
+            break
+        time.sleep(0.0001)
+    else:
+        os._exit(1)
+    platform.die_with_parent(signal.SIGKILL)
+    if os.getppid() != config["supervisor"]:
+        os._exit(1)  # it had died before we asked, and nobody would send the signal
+    platform.prefer_as_oom_victim()
+    sock = socket.socket(fileno=fcntl.fcntl(sock_fd, fcntl.F_DUPFD_CLOEXEC, 210))
+    streams = Streams(out_fd, err_fd)  # 200 and 201
+    os.closerange(3, 200)
+    os.closerange(211, 65536)
+    worker = _Worker(config, sock, page, streams)
+    context.enter_worker(worker)
+    worker.serve()
+
+
+@dataclass(slots=True)
+class _Function:
+    """Code that arrived, and how it is to be treated."""
+
+    call: Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    retry_exceptions: Any = False  # True, or a tuple of types
+
+
+class _Worker:
+    """This process, as it sees itself."""
+
+    def __init__(self, config: dict[str, Any], sock: socket.socket, page: Page, streams: Streams) -> None:
+        self.config = config
+        self.sock = sock
+        self.page = page
+        self.streams = streams
+        own_code = {f.__code__ for f in (_Worker.serve, _Worker._packet, _Worker._task, _Worker._flush, _Worker._end)}
+        self.guard = Guard(page, own_code)
+        self.functions: dict[int, _Function] = {}
+        self.task_id = 0
+        self.task_options: dict[str, Any] = {}
+        self._values: dict[int, tuple[bytes, int | None]] = {}  # what the next task needs: head, descriptor
+        self._ends: list[bytes] = []  # frames not sent yet; the ledger holds the same bytes
+        self._messages = 0
+        self._cleanup: Callable[[], None] | None = None  # forgets the last cell, once its end is told
+        self._left_over = False  # a finished task's threads or children still run
+        self._condemned = False  # an interrupt has tainted this process: the supervisor is about to end it
+        self._given_back = False  # one of both: what was given ahead of time goes back unbegun
+        self._send_lock = threading.RLock()  # display and progress may come from threads, and from finalizers in a send
+        self._baseline_threads = threading.active_count()
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Packets in, ends out."""
+        self.guard.install()
+        progress.install_tqdm_hook()
+        self.send(Kind.HELLO, 0, to_json({"pid": os.getpid()}))
+        while True:
+            if self._left_over and not select.select([self.sock], [], [], LOOK_AGAIN)[0]:
+                self._look_again()
+                continue
+            try:
+                # What select has seen, the supervisor may have taken back: then waiting here would be waiting for ever.
+                data, fds = receive(self.sock, socket.MSG_DONTWAIT if self._left_over else 0)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data, fds = b"", []
+            if not data:
+                os._exit(0)
+            self._packet(data, fds)
+
+    def _packet(self, data: bytes, fds: list[int]) -> None:
+        at, end = 0, len(data)
+        began = time.perf_counter()
+        # Also what comes after: it was given before the supervisor heard how the last task ended.
+        self._given_back = self._left_over or self._condemned
+        while end - at >= HEADER_SIZE:
+            size, kind, flags, nfds, fn, id = HEADER.unpack_from(data, at)
+            body = data[at + HEADER_SIZE : at + HEADER_SIZE + size]
+            at += HEADER_SIZE + size
+            fd = fds.pop(0) if nfds else None
+            if kind == Kind.TASK:
+                self._task(id, fn, flags, body, fd)
+                if at < end and time.perf_counter() - began > FLUSH_AFTER:
+                    self._flush()
+                    began = time.perf_counter()
+            elif kind == Kind.RESULT:
+                self._values[id] = (body, fd)
+            elif kind == Kind.FUNCTION:
+                self._learn_function(fn, body, fd)
+            elif kind == Kind.PRELOAD:
+                _preload(from_json(body))
+        self._flush()
+
+    def _task(self, id: int, fn: int, flags: int, body: bytes, fd: int | None) -> None:
+        guard = self.guard
+        if self._given_back or (fn and fn not in self.functions):
+            # Its function was in a packet that was taken back between our two reads: the supervisor sends both again.
+            self._skip(id, fd)
+            return
+        if guard.begin(id):
+            self._skip(id, fd)
+            guard.end()
+            return
+        guard.tainted = False
+        self.task_id = id
+        options: dict[str, Any] = {}
+        if flags & Flag.OPTIONS:
+            length = int.from_bytes(body[:4], "little")
+            options = json.loads(body[4 : 4 + length])
+            body = body[4 + length :]
+            if any(dep not in self._values for dep in options.get("deps", ())):
+                self._skip(id, fd)  # they were taken back between two reads, too
+                guard.end()
+                return
+        self.task_options = options
+        progress.set_report(self._report_progress)  # bars of an earlier task are nobody's parents
+        if flags & Flag.ANNOUNCE:
+            self._flush()
+            self.send(Kind.STARTED, id, to_json({"started_ns": self.page.words[layout.STARTED_NS]}))
+        self.streams.install()
+        guard.install()
+        ends: list[bytes] | None = None
+        fds: list[int] = []
+        began = time.perf_counter()
+        try:
+            guard.in_user_code = True
+            guard.check()
+            if fn == 0:
+                ends, fds = self._cell(id, options, body, fd)
+            else:
+                ends, fds = self._attempt(id, fn, options, body, fd)
+            guard.in_user_code = False
+        except KeyboardInterrupt:
+            guard.in_user_code = False
+        except BaseException:
+            # Nothing of the user's ends here: this is a fault of ours, and must not take the worker's loop along.
+            guard.in_user_code = False
+            ends = [self._error_frame(id, sys.exc_info(), flags=0)]
+        finally:
+            guard.in_user_code = False
+        took = int((time.perf_counter() - began) * 1e6).bit_length()
+        if self._values:
+            self._drop_values()
+        self.streams.wait_until_read()
+        left_over = self._leaves_something()
+        if ends is None:
+            tainted = Flag.TAINTED if left_over or guard.tainted else 0
+            ends = [frame(Kind.INTERRUPTED, id, flags=tainted)]
+            if tainted:
+                self._condemned = self._given_back = True
+        else:
+            lingers = Flag.LINGERS if left_over else 0
+            ends[-1] = _with_flags(ends[-1], lingers | min(took, MOST_DURATION) << DURATION_SHIFT)
+            if left_over:
+                self._left_over = self._given_back = True
+        self._end(ends, fds)
+        guard.end()
+        self.task_id = 0
+        if fds or flags & Flag.ANNOUNCE or self._left_over:
+            self._flush(fds)
+        if self._cleanup is not None and not self._left_over:
+            self._clean_up()
+
+    def _skip(self, id: int, fd: int | None) -> None:
+        """The task is not begun: it was cancelled, or goes back."""
+        self._end([frame(Kind.INTERRUPTED, id, flags=Flag.SKIPPED)])
+        _close(fd)
+        self._drop_values()
+
+    def _drop_values(self) -> None:
+        for _, fd in self._values.values():
+            _close(fd)
+        self._values.clear()
+
+    def _clean_up(self) -> None:
+        cleanup, self._cleanup = self._cleanup, None
+        if cleanup is not None:
+            try:
+                cleanup()
+            except Exception:
+                traceback.print_exc()
+
+    def _end(self, ends: list[bytes], fds: list[int] | None = None) -> None:
+        """Keeps the frames that say how a task ended; the ledger makes them survive this process."""
+        words, page = self.page.words, self.page
+        length = words[layout.LEDGER] & 0xFFFFFFFF
+        if fds and self._ends:  # what goes out with descriptors goes out by itself
+            self._flush()
+            length = 0
+        for end in ends:
+            if length + len(end) > LEDGER_SIZE and not fds:
+                self._flush()
+                length = 0
+            self._ends.append(end)
+            # A frame with descriptors cannot be told from the ledger: without them it would be a lie.
+            if len(end) <= LEDGER_SIZE and not fds:
+                page.ledger[length : length + len(end)] = end
+                length += len(end)
+        words[layout.LEDGER] = self._messages << 32 | length
+
+    def _flush(self, fds: list[int] | None = None) -> None:
+        if not self._ends:
+            return
+        message = b"".join(self._ends) if len(self._ends) > 1 else self._ends[0]
+        messages = 1
+        with self._send_lock:
+            if fds:
+                messages = len(self._ends)
+                self._send_frames_with_fds(fds)
+                for fd in fds:
+                    os.close(fd)
+                fds.clear()
+            elif len(message) <= MESSAGE_LIMIT // 2:
+                self.sock.sendall(message)
+            else:
+                messages = len(self._ends)
+                for end in self._ends:
+                    self.sock.sendall(end)
+        self._ends.clear()
+        self._messages += messages  # the supervisor counts them, too, to tell a ledger that it has heard already
+        self.page.words[layout.LEDGER] = self._messages << 32
+
+    def _send_frames_with_fds(self, fds: list[int]) -> None:
+        """One message a frame: a message carries at most MAX_FDS descriptors, and few frames have any."""
+        rest = list(fds)
+        for end in self._ends:
+            count = int.from_bytes(end[6:8], sys.byteorder)
+            mine, rest = rest[:count], rest[count:]
+            socket.send_fds(self.sock, [end], mine)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait for other tasks: meanwhile this task's slot is free, so nesting never deadlocks."""
+        if threading.current_thread() is not threading.main_thread() or not self.task_id:
+            yield
+            return
+        self.send(Kind.BLOCKED, self.task_id, b"")
+        try:
+            yield
+        finally:
+            self.send(Kind.UNBLOCKED, self.task_id, b"")
+
+    def _report_progress(self, bar: dict[str, Any]) -> None:
+        if self.task_id:
+            self.send(Kind.PROGRESS, self.task_id, to_json(bar))
+
+    def send(self, kind: int, id: int, body: bytes, *, flags: int = 0) -> None:
+        """Something beside an end: rich output, progress, a request. Any thread of the task."""
+        payload = shared.pack(body, []) if len(body) > shared.INLINE_LIMIT else None
+        self.streams.switch_to(None)
+        with self._send_lock:
+            if payload is None:
+                self.sock.sendall(frame(kind, id, body, flags=flags))
+            else:
+                assert payload.fd is not None
+                header = frame(kind, id, payload.head, flags=flags, fds=1)
+                socket.send_fds(self.sock, [header], [payload.fd])
+                payload.close()
+
+    # -- function tasks ---------------------------------------------------------------------------------------
+
+    def _learn_function(self, fn: int, body: bytes, fd: int | None) -> None:
+        length = int.from_bytes(body[:4], "little")
+        options = json.loads(body[4 : 4 + length])
+        try:
+            data, buffers = shared.unpack(body[4 + length :], fd, writable=False)
+            call, extras = serialize.loads(data, buffers)
+            for name, text in extras.get("sources", {}).items():
+                linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+            self.functions[fn] = _Function(call, options, extras.get("retry_exceptions", False))
+        except BaseException as error:
+            # A module that the worker cannot import, say: each task of the function raises it.
+            self.functions[fn] = _Function(_raiser(error), options)
+        finally:
+            _close(fd)
+
+    def _attempt(
+        self, id: int, fn: int, options: dict[str, Any], body: bytes, fd: int | None
+    ) -> tuple[list[bytes], list[int]]:
+        """Runs one function task. Raises only KeyboardInterrupt."""
+        function = self.functions[fn]
+        try:
+            args, kwargs = self._arguments(body, fd)
+            value = _call(function.call, args, kwargs)
+            if inspect.iscoroutine(value):
+                import asyncio  # 40 ms that few tasks need
+
+                value = asyncio.run(value)
+        except KeyboardInterrupt:
+            raise
+        except SystemExit as error:
+            self._leave(error)
+        except BaseException as error:
+            flags = Flag.RETRYABLE if _wants_retry(function.retry_exceptions, error) else 0
+            return [self._error_frame(id, sys.exc_info(), flags=flags)], []
+        num_returns = options.get("num_returns", function.options.get("num_returns", 1))
+        if num_returns == 1:
+            return self._values_out(id, [value])
+        try:
+            values = self._several(value, num_returns)
+        except (ValueError, TypeError):
+            return [self._error_frame(id, sys.exc_info(), flags=0)], []
+        return self._values_out(id, values)
+
+    def _arguments(self, body: bytes, fd: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            data, buffers = shared.unpack(body, fd, writable=False)
+        finally:
+            _close(fd)
+        args, kwargs = serialize.loads(data, buffers)
+        if self._values:
+            args = tuple(self._resolve(arg) for arg in args)
+            kwargs = {name: self._resolve(arg) for name, arg in kwargs.items()}
+        return args, kwargs
+
+    def _resolve(self, arg: Any, *, writable: bool = False, namespace: dict[str, Any] | None = None) -> Any:
+        if type(arg) is not Dependency:
+            return arg
+        head, fd = self._values[arg.id]
+        data, buffers = shared.unpack(head, fd, writable=writable)
+        return serialize.loads(data, buffers, namespace=namespace)
+
+    @staticmethod
+    def _several(value: Any, num_returns: int) -> list[Any]:
+        if num_returns == 0:
+            return [None]
+        if not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+            raise TypeError(
+                f"Task returned {type(value).__name__}, which has no length, but num_returns={num_returns}."
+            )
+        values = list(value)
+        if len(values) != num_returns:
+            raise ValueError(f"Task returned {len(values)} objects, but num_returns={num_returns}.")
+        return values
+
+    def _values_out(self, id: int, values: list[Any]) -> tuple[list[bytes], list[int]]:
+        """RESULT frames for all return values, the task's own last. An error in one is an error in all."""
+        ends: list[bytes] = []
+        fds: list[int] = []
+        try:
+            for i in reversed(range(len(values))):
+                refs: list[ObjectRef] = []
+                data, buffers = serialize.dumps(
+                    values[i], root="result", to="the kernel", reducers=functools.partial(_note_ref, refs)
+                )
+                if refs:
+                    # Through the client, which tells after this, and not before, that our own refs are gone.
+                    refs[0]._client.contains(id + i, [ref.id for ref in refs])
+                payload = shared.pack(data, buffers)
+                if payload.fd is not None:
+                    fds.append(payload.fd)
+                ends.append(frame(Kind.RESULT, id + i, payload.head, fds=payload.fd is not None))
+        except KeyboardInterrupt:
+            _close_all(fds)
+            raise
+        except BaseException:
+            _close_all(fds)
+            return [self._error_frame(id, sys.exc_info(), flags=0)], []
+        return ends, fds
+
+    def _leave(self, error: SystemExit) -> None:
+        """sys.exit in a function task ends the process, as it would end a program (SEMANTICS 1)."""
+        code = error.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+        self._flush()
+        os._exit((code or 0) & 0xFF)
+
+    def _error_frame(self, id: int, info: Any, *, flags: int, lines: list[str] | None = None) -> bytes:
+        """What the task raised, as far as it can be sent; always inline, never more than a part of a message."""
+        kind, error, trace = info
+        trace = _own_frames_dropped(trace)
+        try:
+            text = "".join(traceback.format_exception(kind, error, trace))
+        except Exception:
+            text = f"{kind.__name__} (its traceback could not be printed)\n"
+        record = {
+            "type_name": kind.__name__,
+            "message": _shortened(_text_of(error)),
+            "traceback_text": _shortened(text),
+            "lines": lines,
+            "exception": None,
+        }
+        try:
+            data, buffers = serialize.dumps(error, root=kind.__name__)
+            if not buffers and len(data) < shared.INLINE_LIMIT // 2:
+                record["exception"] = bytes(data)
+                pickle.loads(record["exception"])  # one that does not load is worth nothing over there
+        except Exception:
+            record["exception"] = None
+        body = pickle.dumps(record, 5)
+        if len(body) > MOST_ERROR:
+            body = pickle.dumps({**record, "lines": None, "exception": None}, 5)
+        return frame(Kind.ERROR, id, body, flags=flags)
+
+    # -- cells ------------------------------------------------------------------------------------------------
+
+    def _cell(self, id: int, options: dict[str, Any], body: bytes, fd: int | None) -> tuple[list[bytes], list[int]]:
+        """Runs one cell in the shell. Raises only KeyboardInterrupt."""
+        from jupyter_tasks.worker import cells
+
+        content = self._content(body, fd, cells.namespace())
+        self._cleanup = cells.forget
+        outcome = cells.run(self, id, options, content)
+        return self._cell_ends(id, options, content, outcome)
+
+    def _content(self, body: bytes, fd: int | None, namespace: dict[str, Any]) -> dict[str, Any]:
+        """The cell's source and the names it reads, with values in the place of refs."""
+        try:
+            data, buffers = shared.unpack(body, fd, writable=True)
+        finally:
+            _close(fd)
+        content: dict[str, Any] = serialize.loads(data, buffers, namespace=namespace)
+        content["names"] = {
+            name: self._resolve(value, writable=True, namespace=namespace) for name, value in content["names"].items()
+        }
+        return content
+
+    def _cell_ends(
+        self, id: int, options: dict[str, Any], content: dict[str, Any], outcome: Any
+    ) -> tuple[list[bytes], list[int]]:
+        """What the cell gives back: the names asked for first, its value or error last."""
+        from jupyter_tasks.worker import cells
+
+        returns: list[tuple[int, Any]] = []
+        if options.get("star"):
+            returns.append((id + 1, cells.changes(outcome, content)))
+        elif outcome.error is None:
+            for i, name in enumerate(options.get("outs", ()), start=1):
+                if name in outcome.namespace:
+                    returns.append((id + i, outcome.namespace[name]))
+                else:
+                    returns.append((id + i, NameError(f"the cell {options['name']!r} did not assign {name!r}")))
+        if outcome.error is None:
+            returns.append((id, outcome.value if options.get("value") else None))
+        ends: list[bytes] = []
+        fds: list[int] = []
+        try:
+            for place, value in returns:
+                if isinstance(value, NameError) and place != id:
+                    ends.append(self._error_frame(place, (NameError, value, None), flags=0))
+                    continue
+                payload = cells.pack(value)
+                if payload.fd is not None:
+                    fds.append(payload.fd)
+                ends.append(frame(Kind.RESULT, place, payload.head, fds=payload.fd is not None))
+        except BaseException:
+            _close_all(fds)
+            raise
+        if outcome.error is not None:
+            info = (type(outcome.error), outcome.error, outcome.error.__traceback__)
+            ends.append(self._error_frame(id, info, flags=0, lines=outcome.traceback))
+        return ends, fds
+
+    # -- what a task leaves behind ----------------------------------------------------------------------------
+
+    def _leaves_something(self) -> bool:
+        """Threads or child processes of the task still run."""
+        if threading.active_count() > self._baseline_threads:
+            return True
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return self._children_run()
+
+    def _children_run(self) -> bool:
+        """The slow look: children other than services and zombies. Reaps the zombies, whose task is over."""
+        children = reaper.descendants(os.getpid())
+        running = [pid for pid in children if reaper.exists(pid)]
+        if len(running) < len(children):
+            while True:
+                try:
+                    if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                        break
+                except ChildProcessError:
+                    break
+        return any(not _is_service(pid) for pid in running)
+
+    def _look_again(self) -> None:
+        if not self._leaves_something():
+            self._left_over = False
+            self._clean_up()
+            self.streams.wait_until_read()
+            self.send(Kind.IDLE, 0, b"")
+
+
+def _call(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A frame of its own between the worker's try and user code: on 3.13.0 an exception of a signal handler can
+    escape a `try` whose loop is in the same frame (NOTES-engine 5)."""
+    return call(*args, **kwargs)
+
+
+def _note_ref(refs: list[ObjectRef], value: object) -> Any:
+    """A hook for the pickler that notes the refs inside a value."""
+    if type(value) is ObjectRef:
+        refs.append(value)
+    return NotImplemented
+
+
+def _raiser(error: BaseException) -> Callable[..., Any]:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return fails
+
+
+def _wants_retry(wanted: Any, error: BaseException) -> bool:
+    return wanted is True or (isinstance(wanted, tuple) and isinstance(error, wanted))
+
+
+def _with_flags(end: bytes, flags: int) -> bytes:
+    return end[:5] + bytes((end[5] | flags,)) + end[6:]
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+    fds.clear()
+
+
+def _preload(names: list[str]) -> None:
+    import importlib
+
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            pass  # the task that needs it will say so
+
+
+def _is_service(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read()
+    except OSError:
+        return False
+    return any(mark in command for mark in _SERVICE_MARKS)
+
+
+def _own_frames_dropped(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is not this package's."""
+    own = os.path.dirname(os.path.dirname(__file__))
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(own):
+        if trace.tb_next is None:
+            break
+        trace = trace.tb_next
+    return trace
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"<its text could not be made: {type(failure).__name__}>"
+
+
+MOST_ERROR = shared.INLINE_LIMIT  # bytes; an ERROR is always inline, and a message must not be cut off
+MOST_TRACEBACK = 20_000  # characters; a deep recursion of user code with long lines can be megabytes
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MOST_TRACEBACK:
+        return text
+    half = MOST_TRACEBACK // 2
+    return f"{text[:half]}\n  [... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
