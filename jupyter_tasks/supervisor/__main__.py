@@ -1,0 +1,36 @@
+"""Starts a supervisor: `main(fd)` with the descriptor of the kernel's socket. Never run by hand."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import NoReturn
+
+from jupyter_tasks.supervisor import platform
+from jupyter_tasks.supervisor.loop import Supervisor
+from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Kind, from_json
+
+__all__ = ["main"]
+
+
+def main(fd: int) -> NoReturn:
+    """Reads the settings from the kernel and serves it until it is gone."""
+    os.set_inheritable(fd, False)
+    kernel = socket.socket(fileno=fd)
+    platform.raise_fd_limit()
+    platform.become_subreaper()
+    size, kind, _, _, _, _ = HEADER.unpack(_receive(kernel, HEADER_SIZE))
+    if kind != Kind.HELLO:
+        raise SystemExit("The first word was not HELLO; a supervisor is started by jupyter_tasks only.")
+    config = from_json(_receive(kernel, size))
+    Supervisor(kernel, config).run()
+
+
+def _receive(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = sock.recv(count - len(data))
+        if not more:
+            raise SystemExit("The kernel has gone.")
+        data += more
+    return data

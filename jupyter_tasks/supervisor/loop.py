@@ -1,0 +1,767 @@
+"""The supervisor's loop: sockets, timers, signals and child exits in, instructions of the rules out.
+
+One thread. It reads frames from clients, turns them into events, gives each to the scheduler and carries out the
+instructions; it never unpickles anything and never waits for anybody. A client that does not read is sent to later.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import heapq
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from jupyter_tasks.backends.local import LocalBackend
+from jupyter_tasks.engine.events import (
+    CPU_UNITS,
+    Announce,
+    CancelAsked,
+    ClientGone,
+    CloseLease,
+    Contains,
+    Deliver,
+    DeliverValue,
+    Drop,
+    Entry,
+    Event,
+    Fetched,
+    Held,
+    Instruction,
+    Interrupt,
+    Kill,
+    Put,
+    Recall,
+    Released,
+    Retire,
+    Run,
+    Submitted,
+    Task,
+    TaskSpec,
+    Terminate,
+    Tick,
+    TooMuchMemory,
+)
+from jupyter_tasks.engine.scheduler import HISTORY, Scheduler
+from jupyter_tasks.engine.states import FINAL, State
+from jupyter_tasks.supervisor import memory, platform
+from jupyter_tasks.supervisor.tasklog import TaskLog
+from jupyter_tasks.wire.frames import (
+    HEADER,
+    HEADER_SIZE,
+    PROTOCOL,
+    Flag,
+    Kind,
+    frame,
+    from_json,
+    show_id,
+    to_json,
+)
+from jupyter_tasks.wire.sockets import receive
+
+__all__ = ["Supervisor"]
+
+SEND = 1 << 18  # bytes joined to one send
+BATCH = 16  # tasks parsed before the first of them may start: a burst must not delay its own beginning
+MEMORY_EVERY = 0.01  # seconds between looks at tasks with a limit; a runaway was caught at 508 of 500 MB (NOTES 7)
+TREE_EVERY = 0.2  # seconds between looks for new child processes of those
+USAGE_EVERY = 1.0  # seconds between usage figures for the screen
+HELD_BACK_EVERY = 1.0  # seconds: how late the last lines of too much output are shown
+MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
+LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
+LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
+
+_SPEC_FIELDS = frozenset(
+    {"name", "kind", "cpus", "gpus", "resources", "timeout", "grace", "memory", "max_retries", "num_returns"}
+    | {"announce"}
+)
+
+
+class _Client:
+    """One connection: the kernel's, a worker's, or a command line's."""
+
+    __slots__ = ("fds", "id", "inbox", "known", "out", "out_size", "sock")
+
+    def __init__(self, sock: socket.socket, id: int) -> None:
+        self.sock = sock
+        self.id = id
+        self.known = False  # it has said a HELLO that we accept
+        self.inbox = b""
+        self.fds: deque[int] = deque()
+        self.out: deque[tuple[bytes, tuple[int, ...]]] = deque()  # what its socket had no room for
+        self.out_size = 0
+
+
+class Supervisor:
+    """See the module's text. `run` never returns."""
+
+    def __init__(self, kernel: socket.socket, config: dict[str, Any]) -> None:
+        self._config = config
+        self._dir: str = config["directory"]
+        self._poll = platform.new_poll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._events: deque[Event] = deque()
+        self._functions: dict[int, tuple[bytes, tuple[int, ...], TaskSpec]] = {}
+        self._clients: dict[int, _Client] = {}
+        self._logs: dict[int, TaskLog] = {}
+        self._open_logs: deque[TaskLog] = deque()
+        self._held_back: set[int] = set()
+        self._limited: dict[int, tuple[Task, list[int], float]] = {}
+        self._usage: dict[int, dict[str, float]] = {}  # watched running tasks: processor seconds, memory, peak
+        self._cpu_before: dict[int, float] = {}
+        self._usage_planned = False
+        self._signals = self._take_signals()
+        self._backend = LocalBackend()
+        self._backend.start(self, config)
+        total = {name: round(amount * CPU_UNITS) for name, amount in config["total"].items()}
+        self._scheduler = Scheduler(total, self._backend.capabilities)
+        self._do: dict[type, Callable[[Any], None]] = {
+            Run: lambda i: self._backend.run(i.lease, i.tasks),
+            CloseLease: lambda i: self._backend.close(i.lease),
+            Recall: lambda i: self._backend.recall(i.lease, i.id),
+            Interrupt: lambda i: self._backend.interrupt(i.task),
+            Terminate: lambda i: self._backend.terminate(i.task),
+            Kill: lambda i: self._backend.kill(i.task),
+            Retire: lambda i: self._backend.retire(i.lease),
+            Deliver: self._deliver,
+            DeliverValue: self._deliver_value,
+            Announce: self._announce,
+            Drop: lambda i: _close_all(i.fds),
+        }
+        self._ask: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "tasks": self._tasks_op,
+            "logs": self._logs_op,
+            "clear": self._clear_op,
+            "status": self._status_op,
+            "warm": self._warm_op,
+        }
+        self._listen()
+        self._kernel = self._new_client(kernel)
+        self._kernel.known = True
+        self._welcome(self._kernel)
+        pidfd = platform.watch_process(config["kernel_pid"])
+        if pidfd is not None:
+            self.watch(pidfd, lambda _: self.shutdown())
+
+    def _take_signals(self) -> int:
+        """SIGCHLD wakes the loop through a pipe; SIGTERM ends us in order; a stop button is none of our business."""
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.watch(read, self._signalled)
+        return read
+
+    def _signalled(self, _: int) -> None:
+        numbers = os.read(self._signals, 4096)
+        if signal.SIGTERM in numbers:
+            self.shutdown()
+        self._backend.reap()
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self) -> NoReturn:
+        """Serves until the kernel is gone."""
+        self._pump()
+        while True:
+            for fd, events in self._poll.poll(self._patience()):
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback(events)
+                if self._events:
+                    self._pump()
+            self._call_due()
+            if self._events:
+                self._pump()
+
+    def _patience(self) -> float | None:
+        """How long poll may sleep: seconds for epoll, milliseconds for poll; None: for ever."""
+        when = self._calls[0][0] if self._calls else None
+        timer = self._scheduler.next_timer()
+        if timer is not None and (when is None or timer < when):
+            when = timer
+        if when is None:
+            return None
+        rest = min(max(0.0, when - time.monotonic()), LONGEST_SLEEP)
+        return rest if hasattr(select, "epoll") else rest * 1000
+
+    def _call_due(self) -> None:
+        now = time.monotonic()
+        while self._calls and self._calls[0][0] <= now:
+            heapq.heappop(self._calls)[2]()
+        timer = self._scheduler.next_timer()
+        if timer is not None and timer <= now:
+            self._events.append(Tick())
+
+    def _pump(self) -> None:
+        """Every event through the rules, and what follows from it."""
+        events, handle, do = self._events, self._scheduler.handle, self._do
+        while events:
+            instructions: Sequence[Instruction] = handle(events.popleft(), time.monotonic())
+            for instruction in instructions:
+                do[type(instruction)](instruction)
+
+    # -- what the backend is offered (backends.abc.Host) ------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """See Host."""
+        self._events.append(event)
+
+    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+        """See Host."""
+        self._callbacks[fd] = callback
+        self._poll.register(fd, select.POLLIN)
+
+    def watch_writable(self, fd: int, wanted: bool) -> None:
+        """See Host."""
+        if fd in self._callbacks:
+            self._poll.modify(fd, select.POLLIN | select.POLLOUT if wanted else select.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """See Host."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        """See Host."""
+        self._count += 1
+        heapq.heappush(self._calls, (when, self._count, callback))
+
+    def now(self) -> float:
+        """See Host."""
+        return time.monotonic()
+
+    def function_frame(self, fn: int) -> tuple[bytes, tuple[int, ...]]:
+        """See Host."""
+        code, fds, _ = self._functions[fn]
+        return code, fds
+
+    def object_frame(self, id: int) -> tuple[bytes, tuple[int, ...]]:
+        """See Host."""
+        entry = self._scheduler.objects[id]
+        return entry.frame, entry.fds
+
+    def told(self, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int]) -> None:
+        """See Host."""
+        task = self._scheduler.find(id)
+        client = self._clients.get(task.owner) if task is not None else None
+        if client is not None:
+            self._send(client, frame(kind, id, body, flags=flags, fds=len(fds)), tuple(fds))
+
+    def wrote(self, id: int, data: bytes, *, stderr: bool) -> None:
+        """See Host."""
+        log = self._logs.get(id)
+        if log is None:
+            path = os.path.join(self._dir, f"{show_id(id)}.log")
+            log = self._logs[id] = TaskLog(path, show_id(id))
+            if len(self._logs) > HISTORY:
+                self._forget_old_logs()
+        if not log.is_open:
+            self._open_logs.append(log)
+            if len(self._open_logs) > MOST_OPEN_LOGS:
+                self._open_logs.popleft().close()  # opened again when its task writes again
+        pieces = log.write(data, time.monotonic(), stderr=stderr)
+        self._show(id, pieces)
+        if not pieces and not self._held_back:
+            self.call_at(time.monotonic() + HELD_BACK_EVERY, self._show_held_back)
+        if not pieces:
+            self._held_back.add(id)
+
+    # -- output -----------------------------------------------------------------------------------------------
+
+    def _show(self, id: int, pieces: Sequence[tuple[bytes, bool]]) -> None:
+        if not pieces:
+            return
+        task = self._scheduler.find(id)
+        client = self._clients.get(task.owner) if task is not None else None
+        if client is not None:
+            for data, stderr in pieces:
+                self._send(client, frame(Kind.OUTPUT, id, data, flags=Flag.STDERR if stderr else 0))
+
+    def _show_rest(self, id: int) -> None:
+        """The task has ended: what was held back comes before the word that says so."""
+        if id in self._held_back:
+            self._held_back.discard(id)
+            self._show(id, self._logs[id].rest())
+
+    def _show_held_back(self) -> None:
+        ids, self._held_back = self._held_back, set()
+        for id in ids:
+            if id in self._logs:
+                self._show(id, self._logs[id].rest())
+
+    def _forget_old_logs(self) -> None:
+        for id in list(self._logs)[: HISTORY // 4]:
+            if id not in self._scheduler.live:
+                self._logs.pop(id).remove()
+
+    # -- clients ----------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Where workers, the command line and a restarted kernel find us: in a directory of this user alone."""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener.bind(self._config["socket"])
+        os.chmod(self._config["socket"], 0o600)
+        self._listener.listen(64)
+        self._listener.setblocking(False)
+        self.watch(self._listener.fileno(), self._accept)
+
+    def _accept(self, _: int) -> None:
+        try:
+            sock, _address = self._listener.accept()
+        except OSError:
+            return
+        self._new_client(sock)
+
+    def _new_client(self, sock: socket.socket) -> _Client:
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+        self._count += 1
+        id = len(self._clients) + 1 if not self._clients else self._count
+        client = _Client(sock, 1 if not self._clients else max(2, id))
+        self._clients[client.id] = client
+        self.watch(sock.fileno(), lambda events: self._client_says(client, events))
+        return client
+
+    def _welcome(self, client: _Client) -> None:
+        welcome = {
+            "client_id": client.id,
+            "pid": os.getpid(),
+            "protocol": PROTOCOL,
+            "total": self._config["total"],
+            "socket": self._config["socket"],
+            "directory": self._dir,
+            "mark": self._config.get("mark", ""),
+            "rungs": sorted(self._backend.capabilities.rungs),
+        }
+        self._send(client, frame(Kind.HELLO, 0, to_json(welcome)))
+
+    def _client_says(self, client: _Client, events: int) -> None:
+        if events & select.POLLOUT:
+            self._send_waiting(client)
+        if not events & ~select.POLLOUT:
+            return
+        try:
+            data, fds = receive(client.sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._client_gone(client)
+            return
+        client.fds.extend(fds)
+        try:
+            self._take_in(client, client.inbox + data if client.inbox else data)
+        except (ValueError, KeyError, TypeError) as error:
+            # Not one of our frames: whoever this is, the others must not suffer.
+            print(f"jupyter_tasks: client {client.id} dropped: {error!r}", file=sys.stderr, flush=True)
+            self._client_gone(client)
+
+    def _client_gone(self, client: _Client) -> None:
+        if client is self._kernel:
+            self.shutdown()
+        if self._clients.pop(client.id, None) is None:
+            return
+        self.unwatch(client.sock.fileno())
+        client.sock.close()
+        _close_all(client.fds)
+        for _, fds in client.out:
+            _close_all(fds)
+        if client.known:
+            self._events.append(ClientGone(client.id))
+
+    def _take_in(self, client: _Client, data: bytes) -> None:
+        at, end = 0, len(data)
+        tasks: list[Task] = []
+        unpack = HEADER.unpack_from
+        functions = self._functions
+        owner = client.id
+        while end - at >= HEADER_SIZE:
+            size, kind, flags, nfds, fn, id = unpack(data, at)
+            stop = at + HEADER_SIZE + size
+            if stop > end:
+                if size > LOST_FRAME_LIMIT:
+                    raise ValueError(f"a frame of {size} bytes")
+                break
+            if kind == Kind.TASK and client.known:
+                if not flags and not nfds:
+                    spec = functions[fn][2]
+                    tasks.append(Task(id, owner, fn, spec, data[at:stop], True))
+                else:
+                    tasks.append(self._task(client, data[at:stop], flags, nfds, fn, id))
+                if len(tasks) >= BATCH:
+                    self._events.append(Submitted(tasks))
+                    tasks = []
+                    self._pump()
+            else:
+                if tasks:
+                    self._events.append(Submitted(tasks))
+                    tasks = []
+                self._other_word(client, kind, flags, nfds, fn, id, data[at:stop])
+            at = stop
+        if tasks:
+            self._events.append(Submitted(tasks))
+        client.inbox = data[at:] if at < end else b""
+
+    def _task(self, client: _Client, call: bytes, flags: int, nfds: int, fn: int, id: int) -> Task:
+        """A task with options or shared memory."""
+        base = self._functions[fn][2] if fn else _CELL
+        options: dict[str, Any] = {}
+        if flags & Flag.OPTIONS:
+            length = int.from_bytes(call[HEADER_SIZE : HEADER_SIZE + 4], "little")
+            options = from_json(call[HEADER_SIZE + 4 : HEADER_SIZE + 4 + length])
+            if "pins" in options:
+                # For us alone. Thousands of ids would not fit into a message to the worker.
+                text = to_json({key: value for key, value in options.items() if key != "pins"})
+                body = len(text).to_bytes(4, "little") + text + call[HEADER_SIZE + 4 + length :]
+                call = frame(call[4], id, body, flags=flags, fn=fn, fds=nfds)
+        spec = _spec(options, base) if not _SPEC_FIELDS.isdisjoint(options) else base
+        task = Task(id, client.id, fn, spec, call, False)
+        task.deps = tuple(options.get("deps", ()))
+        task.pins = tuple(options.get("pins", ()))
+        task.parent = options.get("parent", 0)
+        task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
+        return task
+
+    def _other_word(self, client: _Client, kind: int, flags: int, nfds: int, fn: int, id: int, whole: bytes) -> None:
+        body = whole[HEADER_SIZE:]
+        fds = tuple(client.fds.popleft() for _ in range(nfds))
+        if not client.known:
+            if kind != Kind.HELLO:
+                raise ValueError("it did not say HELLO first")
+            self._hello(client, from_json(body))
+        elif kind == Kind.CANCEL:
+            self._events.append(CancelAsked(id, **from_json(body)))
+        elif kind == Kind.RELEASE:
+            self._events.append(Released(client.id, array.array("Q", body)))
+        elif kind == Kind.HOLD:
+            ids = array.array("Q", body)
+            self._events.append(Contains(id, ids) if id else Held(client.id, ids))
+        elif kind == Kind.FETCH:
+            self._events.append(Fetched(client.id, id, fn))
+        elif kind == Kind.FUNCTION:
+            length = int.from_bytes(body[:4], "little")
+            self._functions[fn] = (whole, fds, _spec(from_json(body[4 : 4 + length]), _FUNCTION))
+        elif kind == Kind.PUT:
+            entry = Entry(id, client.id)
+            entry.kind = Kind.RESULT
+            entry.frame = frame(Kind.RESULT, id, body, fds=len(fds))
+            entry.fds = fds
+            entry.size = len(body) + sum(os.fstat(fd).st_size for fd in fds)
+            self._events.append(Put(entry))
+        elif kind == Kind.REQUEST:
+            self._pump()  # an answer must not be older than what the same client said before
+            question = from_json(body)
+            answer = self._ask[question["op"]](question)
+            self._send(client, frame(Kind.REPLY, id, to_json(answer)))
+
+    def _hello(self, client: _Client, hello: dict[str, Any]) -> None:
+        """A connection through the listening socket: who knows the key, and speaks as we do, is let in."""
+        import hmac  # 4 ms that a cold start can do without
+
+        key = str(hello.get("key", ""))
+        if not hmac.compare_digest(key.encode(), self._config["key"].encode()):
+            refusal = "The key is wrong: this supervisor belongs to another session."
+        elif hello.get("protocol") != PROTOCOL:
+            refusal = (
+                f"The supervisor speaks protocol {PROTOCOL}, you speak {hello.get('protocol')}: restart the kernel, "
+                "so that both run the same version of jupyter_tasks."
+            )
+        else:
+            client.known = True
+            self._welcome(client)
+            return
+        self._send(client, frame(Kind.HELLO, 0, to_json({"refused": refusal})))
+        raise ValueError(refusal)
+
+    def _send(self, client: _Client, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        """Sends, or keeps for later what there is no room for; never waits."""
+        if not client.out:
+            try:
+                if fds:
+                    sent = socket.send_fds(client.sock, [data], list(fds))
+                else:
+                    sent = client.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # it is gone: its end-of-file is on the way
+            if sent == len(data):
+                return
+            data = data[sent:]
+            if sent:
+                fds = ()  # descriptors go with the first byte
+            self.watch_writable(client.sock.fileno(), True)
+        client.out.append((data, tuple(os.dup(fd) for fd in fds)))
+        client.out_size += len(data)
+
+    def _send_waiting(self, client: _Client) -> None:
+        while client.out:
+            data, fds = self._next_out(client)
+            try:
+                if fds:
+                    sent = socket.send_fds(client.sock, [data], list(fds))
+                else:
+                    sent = client.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = len(data)
+            if sent:
+                _close_all(fds)
+                fds = ()
+            if sent < len(data):
+                client.out[0] = (data[sent:], fds)
+                return
+            client.out.popleft()
+        client.out_size = 0
+        self.watch_writable(client.sock.fileno(), False)
+
+    @staticmethod
+    def _next_out(client: _Client) -> tuple[bytes, tuple[int, ...]]:
+        """The next piece; many small ones without descriptors become one."""
+        data, fds = client.out[0]
+        if fds or len(client.out) == 1 or len(data) > SEND:
+            return data, fds
+        parts = []
+        size = 0
+        while client.out and not client.out[0][1] and size < SEND:
+            part, _ = client.out.popleft()
+            parts.append(part)
+            size += len(part)
+        data = b"".join(parts)
+        client.out.appendleft((data, ()))
+        return data, ()
+
+    # -- instructions -----------------------------------------------------------------------------------------
+
+    def _deliver(self, instruction: Deliver) -> None:
+        client = self._clients.get(instruction.client)
+        if self._held_back:
+            for outcome in instruction.frames:
+                id = int.from_bytes(outcome[HEADER_SIZE - 8 : HEADER_SIZE], sys.byteorder)
+                self._show_rest(id)
+        if client is not None:
+            frames = instruction.frames
+            self._send(client, b"".join(frames) if len(frames) > 1 else frames[0])
+
+    def _deliver_value(self, instruction: DeliverValue) -> None:
+        client = self._clients.get(instruction.client)
+        if client is not None:
+            outcome = instruction.frame
+            if instruction.serial:
+                size, kind, flags, nfds, _, id = HEADER.unpack_from(outcome)
+                outcome = HEADER.pack(size, kind, flags, nfds, instruction.serial, id) + outcome[HEADER_SIZE:]
+            self._send(client, outcome, instruction.fds)
+
+    def _announce(self, instruction: Announce) -> None:
+        task = instruction.task
+        if task.state is State.RUNNING:
+            self._running(task)
+        elif task.state in FINAL:
+            self._ended(task)
+            self._show_rest(task.id)
+        client = self._clients.get(task.owner)
+        if client is not None:
+            self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
+
+    # -- usage and limits -------------------------------------------------------------------------------------
+
+    def _running(self, task: Task) -> None:
+        pids = self._backend.processes(task)
+        self._cpu_before[task.id] = memory.cpu_seconds(pids)
+        self._usage[task.id] = {"cpu_s": 0.0, "memory": 0, "peak": 0}
+        if not self._usage_planned:
+            self._usage_planned = True
+            self.call_at(time.monotonic() + USAGE_EVERY, self._tell_usage)
+        if task.spec.memory is not None:
+            if not self._limited:
+                self.call_at(time.monotonic() + MEMORY_EVERY, self._look_at_memory)
+            self._limited[task.id] = (task, pids, time.monotonic())
+
+    def _ended(self, task: Task) -> None:
+        self._limited.pop(task.id, None)
+        self._cpu_before.pop(task.id, None)
+
+    def _look_at_memory(self) -> None:
+        now = time.monotonic()
+        for id, (task, pids, looked_at) in list(self._limited.items()):
+            if id not in self._scheduler.live or task.lease is None:
+                self._limited.pop(id, None)
+                continue
+            if now - looked_at > TREE_EVERY or not pids:
+                pids = self._backend.processes(task)
+                self._limited[id] = (task, pids, now)
+            used = memory.private_memory(pids)
+            usage = self._usage.get(id)
+            if usage is not None:
+                usage["peak"] = max(usage["peak"], used)
+            if task.spec.memory is not None and used > task.spec.memory:
+                self._events.append(TooMuchMemory(id, used))
+        if self._limited:
+            self.call_at(now + MEMORY_EVERY, self._look_at_memory)
+
+    def _tell_usage(self) -> None:
+        self._usage_planned = False
+        for id in list(self._usage):
+            task = self._scheduler.live.get(id)
+            if task is None or task.lease is None:
+                continue
+            self._sample(task)
+            client = self._clients.get(task.owner)
+            if client is not None:
+                self._send(client, frame(Kind.EVENT, id, to_json({"usage": self._usage[id]})))
+        if any(id in self._scheduler.live for id in self._usage):
+            self._usage_planned = True
+            self.call_at(time.monotonic() + USAGE_EVERY, self._tell_usage)
+
+    def _sample(self, task: Task) -> None:
+        pids = self._backend.processes(task)
+        usage = self._usage[task.id]
+        cpu = memory.cpu_seconds(pids) - self._cpu_before.get(task.id, 0.0)
+        usage["cpu_s"] = max(usage["cpu_s"], cpu)
+        usage["memory"] = memory.private_memory(pids)
+        usage["peak"] = max(usage["peak"], usage["memory"])
+
+    # -- questions --------------------------------------------------------------------------------------------
+
+    def _record(self, task: Task) -> dict[str, Any]:
+        """What people are told of a task. Times are seconds; clocks are the epoch's."""
+        now, wall = time.monotonic(), time.time()
+        state, started = task.state, task.started_at
+        if state is State.PENDING and task.lease is not None and self._backend.running(task.lease) == task.id:
+            state = State.RUNNING  # it said nothing at its start, since nobody watches it
+        end = task.ended_at if task.ended_at is not None else now
+        record: dict[str, Any] = {
+            "id": task.id,
+            "task_id": show_id(task.id),
+            "name": task.spec.name,
+            "kind": task.spec.kind,
+            "state": state.value,
+            "submitted": wall - (now - task.submitted_at),
+            "waited_s": (started if started is not None else end) - task.submitted_at,
+            "elapsed_s": end - started if started is not None else 0.0,
+            "attempt": task.attempt,
+            "waiting_for": [show_id(id) for id in task.deps] if task.waiting else [],
+            "lingers": task.state in FINAL and task.lease is not None,
+        }
+        if task.cancel is not None:
+            record |= {"source": task.cancel.source, "rung": task.cancel.rung.name.lower()}
+            record |= {"reason": task.cancel.reason}
+        if task.spec.timeout is not None:
+            record["timeout"] = task.spec.timeout
+        if task.id in self._usage:
+            record["usage"] = self._usage[task.id]
+        if task.id in self._logs:
+            record["log_bytes"] = self._logs[task.id].size
+        if state is State.PENDING and not task.waiting:
+            record["slots_held_by"] = list(self._slot_holders())
+        return record
+
+    def _slot_holders(self) -> Iterator[str]:
+        for lease in self._scheduler.leases.values():
+            running = self._scheduler.live.get(self._backend.running(lease))
+            if running is not None and lease.holds:
+                yield running.spec.name
+
+    def _tasks_op(self, question: dict[str, Any]) -> Any:
+        tasks = self._scheduler.tasks(question.get("limit", HISTORY))
+        for task in tasks:
+            if task.id in self._usage and task.state not in FINAL:
+                self._sample(task)
+        wanted = question.get("ids")
+        return {
+            "tasks": [self._record(task) for task in tasks if wanted is None or task.id in wanted],
+            "live": len(self._scheduler.live),
+        }
+
+    def _logs_op(self, question: dict[str, Any]) -> Any:
+        log = self._logs.get(question["id"])
+        return {"path": log.path, "bytes": log.size} if log is not None else None
+
+    def _clear_op(self, question: dict[str, Any]) -> Any:
+        cleared = self._scheduler.clear(question.get("ids"))
+        kept = {task.id for task in self._scheduler.tasks()}
+        for id in [id for id in self._logs if id not in kept]:
+            self._logs.pop(id).remove()
+            self._usage.pop(id, None)
+        return cleared
+
+    def _status_op(self, question: dict[str, Any]) -> Any:
+        if question.get("check"):
+            self._scheduler.check()
+        units = self._scheduler.available
+        return {
+            "pid": os.getpid(),
+            "total": self._config["total"],
+            "available": {name: amount / CPU_UNITS for name, amount in units.items()},
+            "live": len(self._scheduler.live),
+            "queued": self._scheduler.queued,
+            "objects": len(self._scheduler.objects),
+            "history": len(self._scheduler.history),
+            "fds": len(os.listdir("/proc/self/fd")) if platform.IS_LINUX else -1,
+            **self._backend.statistics(),
+        }
+
+    def _warm_op(self, question: dict[str, Any]) -> Any:
+        self._backend.warm_up(int(question.get("count", 0)), list(question.get("preload", ())))
+        return True
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> NoReturn:
+        """Ends every process we ever started, then us."""
+        try:
+            self._backend.shutdown()
+            for log in self._logs.values():
+                log.remove()
+            for name in (self._config["socket"],):
+                os.unlink(name)
+            os.rmdir(self._dir)
+        except OSError:
+            pass
+        finally:
+            os._exit(0)
+
+
+def _close_all(fds: Sequence[int] | deque[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+_FUNCTION = TaskSpec()
+_CELL = TaskSpec(name="cell", kind="cell", max_retries=0, watched=True)
+
+
+def _spec(options: dict[str, Any], base: TaskSpec) -> TaskSpec:
+    """The options of a frame, on top of what holds without them."""
+    changes: dict[str, Any] = {
+        key: options[key]
+        for key in ("name", "kind", "timeout", "grace", "memory", "max_retries", "num_returns")
+        if key in options
+    }
+    if "announce" in options:
+        changes["watched"] = bool(options["announce"])
+    if {"cpus", "gpus", "resources"} & options.keys():
+        held = dict(base.demand)
+        amounts = {"CPU": options.get("cpus"), "GPU": options.get("gpus"), **options.get("resources", {})}
+        for name, amount in amounts.items():
+            if amount is not None:
+                held[name] = round(amount * CPU_UNITS)
+        changes["demand"] = tuple(sorted((name, amount) for name, amount in held.items() if amount))
+    return dataclasses.replace(base, **changes) if changes else base

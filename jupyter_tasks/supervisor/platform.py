@@ -1,0 +1,92 @@
+"""What the operating system can do for us, one function a concern, with the reason beside each difference.
+
+Linux is what runs here and is tested. The other branches are designed, not yet run (docs/architecture.md says
+which): they keep imports working and say what is missing instead of failing in the middle of something.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import socket
+import sys
+from typing import Any
+
+__all__ = [
+    "IS_LINUX",
+    "become_subreaper",
+    "die_with_parent",
+    "new_poll",
+    "prefer_as_oom_victim",
+    "raise_fd_limit",
+    "watch_process",
+    "worker_socketpair",
+]
+
+IS_LINUX = sys.platform.startswith("linux")
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True) if IS_LINUX else None
+
+
+def become_subreaper() -> bool:
+    """Orphans below this process become its children. False where that does not exist (macOS: psutil sweeps)."""
+    return _libc is not None and _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def die_with_parent(signal_number: int) -> bool:
+    """The kernel sends us this signal when our parent *process* ends (it is forgotten on reparenting)."""
+    return _libc is not None and _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) == 0
+
+
+def watch_process(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where that does not exist.
+
+    End-of-file on a socket is not enough: a forked child of the kernel keeps the kernel's end open (3.8 s late,
+    measured). macOS would use kqueue's NOTE_EXIT here.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def new_poll() -> Any:
+    """An object with register, modify, unregister and poll(milliseconds or None), level triggered."""
+    return select.epoll() if hasattr(select, "epoll") else select.poll()
+
+
+def worker_socketpair() -> tuple[socket.socket, socket.socket, bool]:
+    """Our end, the worker's end, and whether message boundaries are kept.
+
+    With boundaries (SEQPACKET) a packet that the worker has not read can be taken back through its own end, and
+    the operating system decides who got it. macOS has none: streams, nothing given ahead of time.
+    """
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return ours, theirs, True
+    except OSError:
+        ours, theirs = socket.socketpair()
+        return ours, theirs, False
+
+
+def raise_fd_limit() -> None:
+    """Shared memory is a descriptor a value: take as many as the system lets us."""
+    try:
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ImportError, ValueError, OSError):
+        pass
+
+
+def prefer_as_oom_victim() -> None:
+    """When the machine runs out of memory, the worker goes and the kernel with its 20 GB of state stays."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")  # of 1000: before any ordinary process, after those that asked for it
+    except OSError:
+        pass
