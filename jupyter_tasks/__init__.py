@@ -1,0 +1,88 @@
+"""jupyter_tasks: notebook cells and Python functions as background tasks, with a cancel that always works.
+
+    %load_ext jupyter_tasks
+    %%remote train -o model        # this cell runs in a worker; `train` and `model` are refs
+
+    import jupyter_tasks as jt
+    ref = jt.remote(f).remote(1)
+    jt.get(ref); jt.cancel(ref)
+
+Names are loaded when they are first used: importing this package imports neither IPython nor numpy, and starts nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "ObjectRef": "jupyter_tasks.refs",
+    "RemoteFunction": "jupyter_tasks.api",
+    "cancel": "jupyter_tasks.api",
+    "exceptions": "jupyter_tasks.exceptions",
+    "get": "jupyter_tasks.api",
+    "get_runtime_context": "jupyter_tasks.api",
+    "init": "jupyter_tasks.api",
+    "is_initialized": "jupyter_tasks.api",
+    "progress": "jupyter_tasks.worker.progress",
+    "put": "jupyter_tasks.api",
+    "remote": "jupyter_tasks.api",
+    "shutdown": "jupyter_tasks.api",
+    "tasks": "jupyter_tasks.api",
+    "track": "jupyter_tasks.worker.progress",
+    "wait": "jupyter_tasks.api",
+}
+
+__all__ = [  # noqa: PLE0604  # the keys of _WHERE are strings
+    "__version__",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+    *_WHERE,
+]
+
+if TYPE_CHECKING:
+    from jupyter_tasks import exceptions as exceptions
+    from jupyter_tasks.api import RemoteFunction as RemoteFunction
+    from jupyter_tasks.api import cancel as cancel
+    from jupyter_tasks.api import get as get
+    from jupyter_tasks.api import get_runtime_context as get_runtime_context
+    from jupyter_tasks.api import init as init
+    from jupyter_tasks.api import is_initialized as is_initialized
+    from jupyter_tasks.api import put as put
+    from jupyter_tasks.api import remote as remote
+    from jupyter_tasks.api import shutdown as shutdown
+    from jupyter_tasks.api import tasks as tasks
+    from jupyter_tasks.api import wait as wait
+    from jupyter_tasks.refs import ObjectRef as ObjectRef
+    from jupyter_tasks.worker.progress import progress as progress
+    from jupyter_tasks.worker.progress import track as track
+
+
+def __getattr__(name: str) -> Any:
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(where)
+    value = module if where.endswith(f".{name}") and name == "exceptions" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext jupyter_tasks`: registers %%remote and %tasks. Starts nothing yet."""
+    from jupyter_tasks.notebook.magics import load
+
+    load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """`%unload_ext jupyter_tasks`: ends all tasks and takes the magics away."""
+    from jupyter_tasks.notebook.magics import unload
+
+    unload(ipython)

@@ -1,0 +1,947 @@
+"""The client: one connection to a supervisor, for the kernel, a worker or the command line.
+
+Threads. Any thread may submit, wait and cancel. One of them at a time reads the socket: whoever waits and
+finds nobody reading reads for all ("leader"; an own reader thread in between would cost 30-45 us a round trip).
+Others wait on a lock of their own. While nobody waits, the reader thread sleeps on the socket and reads what
+comes. User code (unpickling, callbacks, screen) never runs while leading; callbacks and events go to the event
+thread.
+
+A KeyboardInterrupt may hit any line of `wait` and `_send` in the main thread. Nothing may be lost then: bytes are kept
+by the very call that received them (`list.extend(map(...))` has no byte code in between), parsing may be repeated,
+and a frame that was sent in part is finished by the next one who sends.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import itertools
+import json
+import os
+import pickle
+import queue
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jupyter_tasks import exceptions
+from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
+from jupyter_tasks.show import show_bytes
+from jupyter_tasks.wire import serialize, shared
+from jupyter_tasks.wire.frames import (
+    CLIENT_SHIFT,
+    FUNCTION_SHIFT,
+    HEADER,
+    HEADER_SIZE,
+    PROTOCOL,
+    Flag,
+    Kind,
+    frame,
+    from_json,
+    to_json,
+)
+from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors
+
+__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome"]
+
+RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
+START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
+READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
+MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
+STALE_LEADER = 2.0  # seconds without reading after which a leader's lock counts as left behind by an interrupt
+
+# kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
+Listener = Callable[[int, int, int, bytes], None]
+
+_CLOSE = -1  # for the event thread: close this descriptor
+_SIMPLE = frozenset({int, float, bool, str, bytes, type(None)})
+
+
+class _Inbox:
+    """Received bytes. `state` is replaced whole, in one store, so an interrupt leaves either the old or the new."""
+
+    __slots__ = ("raw", "state")
+
+    def __init__(self, offset: int) -> None:
+        self.raw: list[Any] = []  # what recvmsg returned, only ever extended
+        # bytes, position in them, descriptors, how many of `raw` are in it, offset of the bytes in the whole stream
+        self.state: tuple[bytes, int, tuple[int, ...], int, int] = (b"", 0, (), 0, offset)
+
+    def has_more(self) -> bool:
+        """There are bytes that are not parsed; perhaps whole frames."""
+        return bool(self.raw) or self.state[1] < len(self.state[0])
+
+
+class _Slot:
+    """An answer that is awaited: of a request, or of a fetch. Has the fields of a ref that waiting needs."""
+
+    __slots__ = ("_body", "_fd", "_given_up", "_kind", "_waiters")
+
+    def __init__(self) -> None:
+        self._kind = 0
+        self._given_up = False  # nobody waits any more: the event thread closes what comes
+        self._body: bytes | None = b""
+        self._fd: int | None = None
+        self._waiters: list[Any] | None = None
+
+
+class Client:
+    """One connection. Built by `jupyter_tasks.api`."""
+
+    def __init__(self, sock: socket.socket, welcome: dict[str, Any]) -> None:
+        self.client_id: int = welcome["client_id"]
+        self.settings: dict[str, Any] = welcome
+        self.namespace: dict[str, Any] | None = None  # the notebook's, for functions that come back
+        self.listener: Listener | None = None
+        self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
+        self.on_wait: Callable[[], contextlib.AbstractContextManager[None]] | None = None  # around each real wait
+        self.closed = False
+        self._closing = False
+        self._shut_down = False  # the end is what we want
+        self._sock = sock
+        self._recvmsg = sock.recvmsg
+        self.last_id = self.client_id << CLIENT_SHIFT  # of the task submitted last
+        self._ids = itertools.count((self.client_id << CLIENT_SHIFT) + 1)
+        self._function_ids = itertools.count((self.client_id << FUNCTION_SHIFT) + 1)
+        self._request_ids = itertools.count(1)
+        self._pending: dict[int, ObjectRef] = {}
+        self._replies: dict[int, _Slot] = {}
+        self._hold_lock = threading.Lock()
+        self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
+        self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
+        self._dropped: deque[RefNote] = deque()  # notes of refs that are gone; only the reader thread takes them out
+        self.dropped = self._dropped.append
+        self._inbox = _Inbox(0)
+        self._read_lock = threading.RLock()
+        self._reading_since = 0.0
+        self._send_lock = threading.Lock()
+        self._sending: tuple[memoryview, list[int], list[int]] | None = None
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._last_event = -1  # key of the frame that the event thread took last
+        self._fds_taken = -1  # key of the last frame whose descriptors have an owner
+        self._event_thread: threading.Thread | None = None
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        if self._epoll is not None:
+            self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+        self._reader = threading.Thread(target=self._read_on, name="jupyter-tasks-reader", daemon=True)
+        self._reader.start()
+
+    # -- submitting -------------------------------------------------------------------------------------------
+
+    def new_function(self, payload: shared.Payload, options: dict[str, Any]) -> int:
+        """Sends a function's code once; returns the id that tasks name it by."""
+        fn: int = next(self._function_ids)
+        text = to_json(options)
+        body = len(text).to_bytes(4, "little") + text + payload.head
+        self._send_payload(Kind.FUNCTION, 0, body, payload, fn=fn)
+        return fn
+
+    def submit(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        num_returns: int = 1,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+    ) -> ObjectRef | list[ObjectRef]:
+        """A task of this function. Returns its ref, or a list of refs for several return values.
+
+        Args:
+            named: gives arguments their names, for error messages.
+
+        Raises:
+            UnserializableError: an argument cannot be sent.
+        """
+        plain = options is None and not kwargs and num_returns == 1
+        if plain:
+            for arg in args:
+                if type(arg) not in _SIMPLE:
+                    plain = False
+                    break
+        if plain:
+            body = b"\0" + pickle.dumps((args, kwargs), 5)
+            if len(body) <= shared.INLINE_LIMIT:
+                id = self.last_id = next(self._ids)
+                ref = ObjectRef(self, id, label)
+                self._pending[id] = ref
+                self._send(HEADER.pack(len(body), Kind.TASK, 0, 0, fn, id) + body)
+                return ref
+        payload, deps, pins = self.pack_arguments(args, kwargs, named)
+        if deps or pins:
+            if len(deps) > MOST_DEPENDENCIES:
+                payload.close()
+                raise ValueError(
+                    f"A task takes at most {MOST_DEPENDENCIES:,} refs as arguments, not {len(deps):,}. Put them in a "
+                    "list, and call jt.get(list) in the task."
+                )
+            options = {**(options or {})}
+            if deps:
+                options["deps"] = deps
+            if pins:
+                options["pins"] = pins
+        return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
+
+    def submit_packed(
+        self,
+        kind: int,
+        fn: int,
+        payload: shared.Payload,
+        label: str,
+        options: dict[str, Any] | None,
+        num_returns: int = 1,
+        id: int | None = None,
+    ) -> ObjectRef | list[ObjectRef]:
+        """The same with arguments that are packed already; `id` is one that `new_ids` gave."""
+        if id is None:
+            id = self.new_ids(num_returns)
+        refs = [ObjectRef(self, id + i, label) for i in range(max(1, num_returns))]
+        flags = 0
+        body = payload.head
+        if options is not None:
+            text = to_json(options)
+            body = len(text).to_bytes(4, "little") + text + body
+            flags = Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
+        for ref in refs:
+            self._pending[ref.id] = ref
+        self._send_payload(kind, id, body, payload, fn=fn, flags=flags)
+        return refs[0] if num_returns <= 1 else refs
+
+    def new_ids(self, count: int) -> int:
+        """The first of `count` ids in a row, as a task's return values have them."""
+        first: int = next(self._ids)
+        last = first
+        while last - first + 1 < count:
+            id = next(self._ids)
+            if id != last + 1:
+                first = id  # another thread took one in between: begin anew after it
+            last = id
+        self.last_id = last
+        return first
+
+    def pack_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], named: Callable[..., Mapping[str, Any]] | None = None
+    ) -> tuple[shared.Payload, list[int], list[int]]:
+        """Arguments ready for the wire, the refs to wait for, and the refs inside them that must live on."""
+        deps: list[int] = []
+        args = tuple(self._as_dependency(arg, deps) for arg in args)
+        kwargs = {name: self._as_dependency(arg, deps) for name, arg in kwargs.items()}
+        pins: list[int] = []
+        root = "argument" if named is None else (lambda: named(args, kwargs))
+        data, buffers = serialize.dumps((args, kwargs), root=root, reducers=_note_refs(self, pins))
+        return shared.pack(data, buffers), deps, pins
+
+    def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
+        if type(arg) is not ObjectRef:
+            return arg
+        _refuse_foreign(self, arg)
+        deps.append(arg.id)
+        return Dependency(arg.id)
+
+    def put(self, value: Any) -> ObjectRef:
+        """Stores a value at the supervisor; returns its ref."""
+        pins: list[int] = []
+        data, buffers = serialize.dumps(value, root="value", reducers=_note_refs(self, pins))
+        payload = shared.pack(data, buffers)
+        id = next(self._ids)
+        ref = ObjectRef(self, id, "put")
+        ref._body = None
+        ref._size = payload.size
+        ref._kind = Kind.RESULT
+        self._send_payload(Kind.PUT, id, payload.head, payload)
+        if pins:
+            self.contains(id, pins)
+        return ref
+
+    def contains(self, id: int, inside: Iterable[int]) -> None:
+        """What these refs stand for must live as long as the object `id`, whose value has them in it."""
+        self._send(frame(Kind.HOLD, id, array.array("Q", inside).tobytes()))
+
+    def cancel(
+        self,
+        id: int,
+        *,
+        force: bool = False,
+        recursive: bool = True,
+        source: str = "user",
+        reason: str = "",
+        grace: float | None = None,
+    ) -> None:
+        """Posts the wish; what comes of it is the supervisor's word. Returns at once, from any thread."""
+        wish = {"force": force, "recursive": recursive, "source": source, "reason": reason, "grace": grace}
+        self._send(frame(Kind.CANCEL, id, to_json(wish)))
+
+    def hold(self, id: int) -> ObjectRef:
+        """A ref that has arrived inside a value."""
+        with self._hold_lock:
+            ref = self._pending.get(id)
+            if ref is not None:
+                return ref  # we wait for it already, with this one
+            ref = self._pending[id] = ObjectRef(self, id)
+        try:
+            self._send(frame(Kind.HOLD, 0, array.array("Q", [id]).tobytes()) + frame(Kind.FETCH, id))
+        except BaseException:  # KeyboardInterrupt: nobody may find it here and wait for an answer that nobody asked for
+            self._pending.pop(id, None)
+            raise
+        return ref
+
+    # -- waiting ----------------------------------------------------------------------------------------------
+
+    def wait(self, refs: Sequence[Any], count: int | None = None, timeout: float | None = None) -> int:
+        """Blocks until `count` (default: all) of the refs are final. Returns how many are.
+
+        Args:
+            refs: refs or slots of this client, each once.
+            timeout: seconds; None waits for ever, 0 looks once.
+
+        A KeyboardInterrupt gets through at once and loses nothing.
+        """
+        wanted = len(refs) if count is None else count
+        done = _finals(refs)
+        if done >= wanted:
+            return done
+        end = None if timeout is None else time.monotonic() + timeout
+        if self.on_wait is None:
+            return self._wait(refs, wanted, end)
+        with self.on_wait():
+            return self._wait(refs, wanted, end)
+
+    def _wait(self, refs: Sequence[Any], wanted: int, end: float | None) -> int:
+        while True:
+            try:
+                if not self._read_lock.acquire(blocking=False):
+                    done = self._follow(refs, wanted, end)
+                else:
+                    done = self._lead(refs, wanted, end)
+            finally:
+                # Not `with`: an interrupt between getting the lock and noting so must not keep it. And twice, since
+                # an interrupt may hit the first one before it has done anything (measured: in 1 of 40,000).
+                try:
+                    self._let_go()
+                finally:
+                    self._let_go()
+            if self.closed:
+                self._say_lost([ref for ref in refs if not ref._kind])  # whoever noticed the end may not be so far yet
+            if done >= wanted or self.closed or (end is not None and time.monotonic() >= end):
+                return _finals(refs)
+
+    def _let_go(self) -> None:
+        """Gives the read lock back if this thread has it, however often."""
+        lock = self._read_lock
+        while lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition does
+            try:
+                self._rearm()
+            finally:
+                lock.release()
+
+    def _lead(self, refs: Sequence[Any], wanted: int, end: float | None) -> int:
+        """Reads the socket until enough is there. The caller holds the lock."""
+        if self._inbox.has_more():
+            self._parse()  # an interrupt may have left whole frames here
+        done = _finals(refs)
+        if done >= wanted or self.closed:
+            return done
+        if self._epoll is not None:
+            self._epoll.modify(self._sock.fileno(), 0)  # the reader thread sleeps on while we read
+        single = refs[0] if len(refs) == 1 else None
+        while True:
+            if end is not None and not self._readable(end - time.monotonic()):
+                return done
+            self._read()
+            if self.closed:
+                return _finals(refs)
+            if single is not None:
+                if single._kind:
+                    return 1
+            else:
+                done = _finals(refs)
+                if done >= wanted:
+                    return done
+
+    def _follow(self, refs: Sequence[Any], wanted: int, end: float | None) -> int:
+        """Waits while another thread reads."""
+        lock = threading.Lock()
+        lock.acquire()
+        mine = [ref for ref in refs if not ref._kind]
+        try:
+            for ref in mine:
+                if ref._waiters is None:
+                    ref._waiters = []
+                ref._waiters.append(lock)
+            while True:
+                done = _finals(refs)  # after registering: what came in between is seen here
+                if done >= wanted or self.closed:
+                    return done
+                # Look now and then all the same: the leader may have left with nobody to follow.
+                rest = READER_NAP if end is None else min(READER_NAP, end - time.monotonic())
+                if rest <= 0:
+                    return done
+                if not lock.acquire(timeout=rest) and self._epoll is None:
+                    return done
+        finally:
+            for ref in mine:
+                waiters = ref._waiters
+                if waiters is not None and lock in waiters:
+                    waiters.remove(lock)
+
+    def _rearm(self) -> None:
+        self._reading_since = 0.0
+        if self._epoll is not None and not self.closed:
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.modify(self._sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+
+    def _readable(self, timeout: float) -> bool:
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        return bool(poll.poll(max(0, timeout) * 1000))
+
+    def _read(self) -> None:
+        """One receive and what it brought. Only by the holder of the lock."""
+        inbox = self._inbox
+        self._reading_since = time.monotonic()
+        try:
+            # No byte code between the system call and the keeping of its bytes.
+            inbox.raw.extend(map(self._recvmsg, (RECEIVE,), (ANCILLARY,), (RECEIVE_FLAGS,)))
+        except (ConnectionError, OSError):
+            self._lost()
+            return
+        if not inbox.raw[-1][0]:
+            self._lost()
+            return
+        self._parse()
+
+    def _parse(self) -> None:
+        """Handles every whole frame. May be interrupted anywhere and done again: each step is idempotent."""
+        inbox = self._inbox
+        data, at, fds, taken, offset = inbox.state
+        if len(inbox.raw) > taken:
+            news = inbox.raw[taken:]
+            for item in news:
+                if item[1]:
+                    fds = fds + tuple(descriptors(item[1]))
+            joined = b"".join([data[at:], *(item[0] for item in news)])
+            offset, data, at, taken = offset + at, joined, 0, 0
+            inbox = _Inbox(offset)  # a new one each time, or a long stream of half frames would fill the memory
+            inbox.state = (data, at, fds, taken, offset)
+            self._inbox = inbox
+        end = len(data)
+        unpack = HEADER.unpack_from
+        pending = self._pending
+        while end - at >= HEADER_SIZE:
+            size, kind, flags, nfds, fn, id = unpack(data, at)
+            stop = at + HEADER_SIZE + size
+            if stop > end:
+                break
+            if kind == Kind.RESULT and not nfds and not fn and id in pending:
+                ref = pending[id]
+                if flags & Flag.BIG:
+                    ref._size = json.loads(data[at + HEADER_SIZE : stop])
+                    ref._body = None
+                else:
+                    ref._body = data[at + HEADER_SIZE : stop]
+                self._final(ref, kind)
+                pending.pop(id, None)
+            else:
+                self._handle(offset + at, kind, flags, fn, id, data[at + HEADER_SIZE : stop], fds[:nfds])
+                fds = fds[nfds:]
+            at = stop
+            inbox.state = (data, at, fds, taken, offset)
+        if at == end and taken == len(inbox.raw):
+            self._inbox = _Inbox(offset + at)
+
+    def _handle(self, key: int, kind: int, flags: int, fn: int, id: int, body: bytes, fds: tuple[int, ...]) -> None:
+        """The frames that are not the hot path.
+
+        `key` is the frame's place in the stream: it tells a frame that an interrupt made us come by once more.
+        """
+        if kind in (Kind.RESULT, Kind.ERROR, Kind.FAILURE):
+            slot = self._fetches.get(fn) if fn else None
+            if slot is not None:
+                if key > self._fds_taken:
+                    slot._body, slot._fd = body, fds[0] if fds else None
+                    self._fds_taken = key
+                self._final(slot, kind)
+                if slot._given_up:
+                    self._events.put((None, slot))
+            elif fds and key > self._fds_taken:
+                self._fds_taken = key
+                self._tell(key, _CLOSE, 0, fds[0], b"")  # an answer to `hold`: the bytes are fetched when wanted
+            ref = self._pending.get(id)
+            if ref is not None:
+                if flags & Flag.BIG or fds:
+                    ref._body = None
+                else:
+                    ref._body = body
+                self._final(ref, kind)
+                self._pending.pop(id, None)
+        elif kind == Kind.REPLY:
+            slot = self._replies.get(id)
+            if slot is not None:
+                slot._body = body
+                self._final(slot, kind)
+                self._replies.pop(id, None)
+        else:
+            self._tell(key, kind, flags, id, body, fds)
+
+    def _tell(self, key: int, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int] = ()) -> None:
+        self._events.put((key, kind, flags, id, body, fds))
+        self._need_events()
+
+    def _final(self, ref: Any, kind: int) -> None:
+        ref._kind = kind
+        waiters = ref._waiters
+        if waiters:
+            for lock in list(waiters):
+                with contextlib.suppress(RuntimeError):
+                    lock.release()
+        if getattr(ref, "_callbacks", None):
+            self._events.put((None, ref))
+
+    # -- values -----------------------------------------------------------------------------------------------
+
+    def value(self, ref: ObjectRef) -> Any:
+        """What a final ref stands for: returns the value, or raises the task's error."""
+        if ref._kind != Kind.RESULT:
+            raise self._error(ref._kind, ref._body or b"", ref)
+        if ref._body is None:
+            data, buffers = self._fetch(ref)
+        else:
+            data, buffers = shared.unpack(ref._body, None, writable=True)
+        return serialize.loads(data, buffers, namespace=self.namespace)
+
+    def _fetch(self, ref: ObjectRef) -> tuple[Any, list[memoryview]]:
+        """Brings the bytes of a big value and maps them. Blocks."""
+        self._need_events()
+        slot = _Slot()
+        serial = next(self._request_ids)
+        try:
+            self._fetches[serial] = slot
+            self._send(frame(Kind.FETCH, ref.id, fn=serial))
+            self.wait([slot])
+            if slot._kind != Kind.RESULT:
+                raise self._error(slot._kind or Kind.FAILURE, slot._body or self._lost_record(), ref)
+            return shared.unpack(slot._body or b"", slot._fd, writable=True)
+        finally:
+            # An interrupt may be why we are here: the answer may have come, or be on its way, or half taken in. So
+            # one thread, which no interrupt reaches, closes every descriptor.
+            slot._given_up = True
+            self._events.put((None, slot))
+
+    def _error(self, kind: int, body: bytes, ref: ObjectRef) -> BaseException:
+        if kind == Kind.ERROR:
+            return _task_error(body, ref.task_id, ref.label, self.namespace)
+        return failure_error(from_json(body))
+
+    def when_final(self, ref: ObjectRef, callback: Callable[[ObjectRef], None]) -> None:
+        """Calls `callback(ref)` in the event thread once the ref is final."""
+        self._need_events()
+        if ref._callbacks is None:
+            ref._callbacks = []
+        ref._callbacks.append(callback)
+        if ref._kind:
+            self._events.put((None, ref))
+
+    # -- questions --------------------------------------------------------------------------------------------
+
+    def request(self, op: str, timeout: float | None = 30.0, **arguments: Any) -> Any:
+        """Asks the supervisor; returns its JSON answer.
+
+        Raises:
+            ObjectLostError: it has ended, or did not answer within `timeout` seconds.
+        """
+        id = next(self._request_ids)
+        slot = _Slot()
+        self._replies[id] = slot
+        self._send(frame(Kind.REQUEST, id, to_json({"op": op, **arguments})))
+        self.wait([slot], timeout=timeout)
+        self._replies.pop(id, None)
+        if not slot._kind:
+            raise exceptions.ObjectLostError(f"The supervisor did not answer {op!r} within {timeout} s.")
+        if slot._kind == Kind.FAILURE:
+            raise failure_error(from_json(slot._body or b"{}"))
+        return from_json(slot._body or b"null")
+
+    # -- sending ----------------------------------------------------------------------------------------------
+
+    def _send_payload(
+        self, kind: int, id: int, body: bytes, payload: shared.Payload, *, fn: int = 0, flags: int = 0
+    ) -> None:
+        fds = [payload.fd] if payload.fd is not None else []
+        try:
+            self._send(frame(kind, id, body, fn=fn, flags=flags, fds=len(fds)), fds)
+        finally:
+            payload.close()
+
+    def _send(self, data: bytes, fds: Iterable[int] = ()) -> None:
+        """Sends whole frames, in order. An interrupt may leave a rest, which the next call sends first."""
+        if self.closed:
+            raise exceptions.ObjectLostError(
+                "The supervisor of this session has ended; call the function again to start a new one."
+            )
+        with self._send_lock:
+            if self._sending is not None:
+                self._send_rest()
+            sent: list[int] = []
+            self._sending = (memoryview(data), [os.dup(fd) for fd in fds] if fds else [], sent)
+            if not fds:
+                # The usual case: all of it at once. No byte code between the system call and the note of its result.
+                try:
+                    sent.extend(map(self._sock.send, (data,)))
+                except OSError:
+                    pass  # `_send_rest` meets it again
+                if sent and sent[0] == len(data):
+                    self._sending = None
+                    return
+            self._send_rest()
+
+    def _send_rest(self) -> None:
+        sending = self._sending
+        assert sending is not None
+        data, fds, sent = sending
+        try:
+            while (at := sum(sent)) < len(data):
+                if at == 0 and fds:
+                    anc = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                    sent.extend(map(self._sock.sendmsg, ([data],), (anc,)))
+                else:
+                    sent.extend(map(self._sock.send, (data[at:],)))
+        except (BrokenPipeError, ConnectionError):
+            pass  # the reader sees the end of the connection and says so to every ref
+        self._sending = None
+        for fd in fds:
+            os.close(fd)
+
+    def _release_frame(self) -> bytes:
+        """Reader thread only, where no KeyboardInterrupt can come between taking a note and telling it."""
+        ids = array.array("Q")
+        dropped, notes = self._dropped, self.notes
+        for _ in range(len(dropped)):
+            note = dropped.popleft()
+            notes.pop(id(note), None)
+            ids.append(note.id)
+        return frame(Kind.RELEASE, 0, ids.tobytes())
+
+    # -- threads ----------------------------------------------------------------------------------------------
+
+    def _read_on(self) -> None:
+        """The reader thread: reads while nobody leads, tells dropped refs, mends what interrupts left."""
+        poll = None
+        if self._epoll is None:
+            poll = select.poll()
+            poll.register(self._sock.fileno(), select.POLLIN)
+        while not self.closed:
+            try:
+                events = poll.poll(READER_NAP * 1000) if poll else self._epoll.poll(READER_NAP)  # type: ignore[union-attr]
+            except (OSError, ValueError):
+                return
+            if events:
+                self._read_what_is_there()
+            if self._dropped or self._sending is not None:
+                self._tell_dropped()
+            self._mend()
+
+    def _read_what_is_there(self) -> None:
+        if not self._read_lock.acquire(blocking=False):
+            return
+        try:
+            while not self.closed and self._readable(0):
+                self._read()
+        finally:
+            self._rearm()
+            self._read_lock.release()
+
+    def _tell_dropped(self) -> None:
+        with contextlib.suppress(exceptions.ObjectLostError), self._send_lock:
+            if self._sending is not None:
+                self._send_rest()
+            if self._dropped:
+                self._sending = (memoryview(self._release_frame()), [], [])
+                self._send_rest()
+
+    def _mend(self) -> None:
+        """A leader that an interrupt threw out in the one unguarded place has left its lock: make a new one."""
+        if self._read_lock.acquire(blocking=False):
+            if self._inbox.has_more():
+                self._parse()
+            self._rearm()
+            self._read_lock.release()
+        elif 0 < self._reading_since < time.monotonic() - STALE_LEADER and self._readable(0):
+            self._read_lock = threading.RLock()
+            self._rearm()
+
+    def _need_events(self) -> None:
+        if self._event_thread is None and not self._closing:
+            self._event_thread = threading.Thread(target=self._tell_events, name="jupyter-tasks-events", daemon=True)
+            self._event_thread.start()
+
+    def drain_events(self, timeout: float = 2.0) -> None:
+        """Returns when the event thread has taken in all that has arrived so far (at most `timeout` seconds)."""
+        if self._event_thread is None or threading.current_thread() is self._event_thread:
+            return
+        done = threading.Event()
+        self._events.put((None, done))
+        done.wait(timeout)
+
+    def _tell_events(self) -> None:
+        event: Any = None
+        while True:
+            event = body = None  # while nothing happens, nothing is held: a ref here would keep its value alive
+            event = self._events.get()
+            if event is None:
+                return
+            if event[0] is None:
+                if isinstance(event[1], threading.Event):
+                    event[1].set()
+                elif isinstance(event[1], _Slot):
+                    self._close_given_up(event[1])
+                else:
+                    self._call_back(event[1])
+                continue
+            key, kind, flags, id, body, fds = event
+            if key <= self._last_event:
+                continue
+            self._last_event = key
+            if kind == _CLOSE:
+                os.close(id)
+                continue
+            if fds:
+                data, _ = shared.unpack(body, fds[0], writable=False)
+                body = bytes(data)
+                os.close(fds[0])
+            if self.listener is not None:
+                try:
+                    self.listener(kind, flags, id, body)
+                except Exception:
+                    import traceback
+
+                    traceback.print_exc()
+
+    def _close_given_up(self, slot: _Slot) -> None:
+        if slot._kind:  # otherwise its answer comes by here
+            fd, slot._fd = slot._fd, None
+            if fd is not None:
+                os.close(fd)
+            for serial in [serial for serial, other in list(self._fetches.items()) if other is slot]:
+                self._fetches.pop(serial, None)
+
+    @staticmethod
+    def _call_back(ref: ObjectRef) -> None:
+        callbacks, ref._callbacks = ref._callbacks, None
+        for callback in callbacks or ():
+            try:
+                callback(ref)
+            except Exception:
+                import traceback
+
+                traceback.print_exc()
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def _lost(self) -> None:
+        """The supervisor has gone: every open ref says so at once."""
+        self.closed = True
+        fetches = [slot for slot in list(self._fetches.values()) if not slot._kind]
+        self._say_lost([*list(self._pending.values()), *list(self._replies.values()), *fetches])
+        for table in (self._pending, self._replies, self._fetches):
+            table.clear()
+
+    def _say_lost(self, open_ones: Iterable[Any]) -> None:
+        """Any thread, once `closed` is set. Two at the same time write the same."""
+        record = self._lost_record()
+        for ref in open_ones:
+            ref._body = record
+            self._final(ref, Kind.FAILURE)
+
+    def _lost_record(self) -> bytes:
+        wanted = self._closing or self._shut_down
+        why = self.on_lost() if self.on_lost is not None and not wanted else ""
+        return to_json({"type": "gone", "shutdown": wanted, "why": why})
+
+    def hang_up(self) -> None:
+        """Tells the supervisor to end. Its own end of the connection closes when all below it is gone."""
+        self._shut_down = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Ends the connection; open refs raise ObjectLostError. May be called twice."""
+        if self._closing:
+            return
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._lost()
+        self._events.put(None)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(5)
+        if self._event_thread is not None and threading.current_thread() is not self._event_thread:
+            self._event_thread.join(5)
+        self.forget()
+
+    def forget(self) -> None:
+        """Closes the descriptors and nothing else: also what a forked child does with its parent's client."""
+        self.closed = self._closing = True
+        record = to_json({"type": "gone", "why": "it belongs to the process that this one was forked from"})
+        for ref in list(self._pending.values()):
+            # Only in a forked child are any left. Nobody waits for them here: its other threads did not come along.
+            ref._body, ref._kind = record, Kind.FAILURE
+        if self._epoll is not None:
+            self._epoll.close()
+        self._sock.close()
+
+
+def connect(path: str, key: str) -> Client:
+    """Connects to a supervisor that runs.
+
+    Raises:
+        JupyterTasksError: it refuses us, in its own words.
+        OSError: nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(START_LIMIT)
+    try:
+        sock.connect(path)
+        sock.sendall(frame(Kind.HELLO, 0, to_json({"protocol": PROTOCOL, "key": key})))
+        welcome = read_welcome(sock)
+    except BaseException:
+        sock.close()
+        raise
+    sock.settimeout(None)
+    return Client(sock, welcome)
+
+
+def read_welcome(sock: socket.socket) -> dict[str, Any]:
+    """A supervisor's first word: its settings.
+
+    Raises:
+        JupyterTasksError: it refuses us.
+        ConnectionError: it ended before it answered.
+    """
+    header = _exactly(sock, HEADER_SIZE)
+    size, kind, *_ = HEADER.unpack(header)
+    welcome = from_json(_exactly(sock, size))
+    if kind != Kind.HELLO or "refused" in welcome:
+        raise exceptions.JupyterTasksError(welcome.get("refused", "This is not a supervisor of jupyter_tasks."))
+    return dict(welcome)
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = sock.recv(count - len(data))
+        if not more:
+            raise ConnectionError("it ended before it answered")
+        data += more
+    return data
+
+
+def _finals(refs: Sequence[Any]) -> int:
+    count = 0
+    for ref in refs:
+        if ref._kind:
+            count += 1
+    return count
+
+
+def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
+    """A hook for the pickler that notes the refs inside a value: they must live as long as it."""
+
+    def reduce(value: object) -> Any:
+        if type(value) is ObjectRef:
+            _refuse_foreign(client, value)
+            pins.append(value.id)
+        return NotImplemented
+
+    return reduce
+
+
+def _refuse_foreign(client: Client, ref: ObjectRef) -> None:
+    """Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value."""
+    if ref._client is not client:
+        raise exceptions.ObjectLostError(
+            f"{ref!r} belongs to a session that has ended, and its value with it. Run its task again."
+        )
+
+
+# -- foreign words become ours, here and only here -----------------------------------------------------------
+
+
+def _task_error(body: bytes, task_id: str, name: str, namespace: dict[str, Any] | None) -> exceptions.JupyterTasksError:
+    """An ERROR's body becomes what `get` raises."""
+    record = pickle.loads(body)
+    cause: BaseException | None = None
+    if record["exception"] is not None:
+        try:
+            cause = serialize.loads(record["exception"], namespace=namespace)
+        except Exception:
+            cause = None  # its class is not to be had here: type name, text and traceback remain
+    if isinstance(cause, exceptions.JupyterTasksError) and not isinstance(cause, exceptions.TaskError):
+        cause.__cause__ = exceptions.RemoteTraceback(record["traceback_text"])
+        return cause  # our own error, raised by a `get` inside the task: it stays what it is
+    message = f"{record['type_name']}: {record['message']}" if cause is None else ""
+    error = exceptions.task_error(
+        cause if isinstance(cause, BaseException) else None,
+        message,
+        task_id=task_id,
+        name=name,
+        type_name=record["type_name"],
+        traceback_text=record["traceback_text"],
+    )
+    error.__cause__ = exceptions.RemoteTraceback(record["traceback_text"])
+    error.__dict__["lines"] = record.get("lines")
+    return error
+
+
+def failure_error(record: dict[str, Any]) -> exceptions.JupyterTasksError:
+    """A FAILURE's record becomes what `get` raises; every message ends with what to do, if there is something."""
+    kind = record.get("type")
+    facts: dict[str, Any] = {k: record[k] for k in ("task_id", "name") if k in record}
+    who = f"Task {facts.get('task_id', '?')} ({facts.get('name', '?')})"
+    if kind == "cancelled":
+        return _cancelled(record, who, facts)
+    if kind == "timeout":
+        message = f"{who} ran longer than its timeout of {record['timeout']:g} s and was stopped ({record['rung']})."
+        return exceptions.TaskTimeoutError(message, timeout=record["timeout"], rung=record["rung"], **facts)
+    if kind == "memory":
+        used, limit = record["used"], record["limit"]
+        message = (
+            f"{who} used {show_bytes(used)} of limit {show_bytes(limit)} and was killed. Give it a higher `memory=`."
+        )
+        return exceptions.OutOfMemoryError(message, used=used, limit=limit, **facts)
+    if kind == "crashed":
+        how = record.get("signal_name") or f"exit code {record.get('exit_code')}"
+        message = f"The worker of {who.lower()} ended: {how}."
+        if record.get("why"):
+            message = f"{message} {record['why']}"
+        return exceptions.WorkerCrashedError(
+            message, exit_code=record.get("exit_code"), signal_name=record.get("signal_name"), **facts
+        )
+    if kind == "lost":
+        return exceptions.ObjectLostError(
+            f"Object {record.get('object_id')} is gone: every ref to it was dropped before it was used."
+        )
+    if record.get("shutdown"):
+        return exceptions.ObjectLostError("The session was shut down; call the function again to start a new one.")
+    why = f" ({record['why']})" if record.get("why") else ""
+    return exceptions.ObjectLostError(
+        f"The supervisor that held this value has ended{why}. Run the task again; that starts a new one."
+    )
+
+
+def _cancelled(record: dict[str, Any], who: str, facts: dict[str, Any]) -> exceptions.TaskCancelledError:
+    source, rung, seconds = record["source"], record["rung"], record["seconds"]
+    reason = f": {record['reason']}" if record["reason"] else ""
+    if source == "task":
+        message = f"{who} raised KeyboardInterrupt itself."
+    elif rung == "pending":
+        message = f"{who} was cancelled before it started (by {source}{reason})."
+    else:
+        how = {"interrupt": "interrupted", "terminate": "ended by SIGTERM", "kill": "killed"}[rung]
+        message = f"{who} was cancelled (by {source}{reason}): {how} after {seconds:.2f} s."
+    cls = exceptions.ForceCancelledError if record.get("force") else exceptions.TaskCancelledError
+    return cls(message, source=source, reason=record["reason"], rung=rung, seconds=seconds, **facts)

@@ -1,0 +1,176 @@
+"""Starts a supervisor for this process. Called by the API, from any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import IO, Any
+
+from jupyter_tasks import exceptions
+from jupyter_tasks.client import START_LIMIT, Client, read_welcome
+from jupyter_tasks.wire.frames import PROTOCOL, Kind, frame, to_json
+
+__all__ = ["Session", "detect_cpus", "start"]
+
+SOCKET_PATH_LIMIT = 107  # bytes (sockaddr_un), 103 on macOS
+
+# The working directory is not on the path while we import: a notebook's folder may hold a `select.py`.
+_BOOT = "import sys; sys.path[0] = {root!r}; from jupyter_tasks.supervisor.__main__ import main; main({fd})"
+
+
+@dataclass
+class Session:
+    """A supervisor that this process has started, and the connection to it."""
+
+    client: Client
+    process: subprocess.Popen[bytes]
+    arguments: dict[str, Any]  # what `init` was given, to tell a repeated call from a different one
+    directory: str
+    log: IO[bytes]  # what the supervisor wrote to stderr: nothing, unless it failed
+    mark: str
+
+    def end(self) -> None:
+        """Ends the supervisor with everything below it. Returns when all of it is gone."""
+        self.client.hang_up()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.client.close()  # not before: a ref must not say "gone" while its task still runs
+        self.clean()
+
+    def clean(self) -> None:
+        """After the supervisor has ended, in whatever way: sweeps what it can no longer sweep itself."""
+        from jupyter_tasks.supervisor.zygote import sweep_marked
+
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+        if self.process.returncode != 0:
+            sweep_marked(self.mark, spare=os.getpid())
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.log.close()
+
+    def why(self) -> str:
+        """What is known of an unexpected end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)
+        code = self.process.returncode
+        with contextlib.suppress(OSError, ValueError):
+            self.log.seek(0)
+            last = self.log.read().decode(errors="replace").strip().splitlines()
+            if last:
+                return last[-1]
+        if code is not None and code < 0:
+            return f"killed by signal {-code}"
+        return "" if code is None else f"exit code {code}"
+
+
+def detect_cpus() -> int:
+    """How many processors this process may use: affinity and the container's (cgroup) quota decide."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpus()
+    return max(1, min(count, quota) if quota is not None else count)
+
+
+def _cgroup_cpus() -> int | None:
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:  # version 2
+            limit, period = file.read().split()
+        return None if limit == "max" else max(1, int(limit) // int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:  # version 1
+            quota = int(file.read())
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+            period_us = int(file.read())
+        return None if quota <= 0 else max(1, quota // period_us)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
+    """Starts a supervisor and returns the session.
+
+    Raises:
+        JupyterTasksError: it could not be started; says what it wrote.
+    """
+    directory = _private_directory()
+    mark = secrets.token_hex(8)
+    ours, theirs = socket.socketpair()
+    log = tempfile.TemporaryFile()  # lives as long as the session
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [
+        sys.executable,
+        *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # as multiprocessing does
+        "-c",
+        _BOOT.format(root=root, fd=theirs.fileno()),
+    ]
+    from jupyter_tasks.supervisor.zygote import MARK
+
+    process = subprocess.Popen(
+        command,
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=log,
+        start_new_session=True,  # a kernel interrupt goes to the kernel's process group; we are not in it
+        env={**os.environ, MARK: mark},
+    )
+    theirs.close()
+    config = {
+        "protocol": PROTOCOL,
+        "path": [os.path.abspath(entry) if entry == "" else entry for entry in sys.path],
+        "preload": _preload(),
+        "total": total,
+        "kernel_pid": os.getpid(),
+        "directory": directory,
+        "socket": os.path.join(directory, "s"),
+        "key": secrets.token_hex(32),
+        "mark": mark,
+    }
+    try:
+        ours.settimeout(START_LIMIT)
+        ours.sendall(frame(Kind.HELLO, 0, to_json(config)))
+        welcome = read_welcome(ours)
+    except BaseException as error:
+        ours.close()
+        process.kill()
+        process.wait()
+        log.seek(0)
+        text = log.read().decode(errors="replace").strip()
+        log.close()
+        shutil.rmtree(directory, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
+        raise exceptions.JupyterTasksError(
+            f"The supervisor could not be started: {text or error}. Is the disk full, or the process limit reached?"
+        ) from error
+    ours.settimeout(None)
+    session = Session(Client(ours, welcome), process, arguments, directory, log, mark)
+    session.client.on_lost = session.why
+    return session
+
+
+def _private_directory() -> str:
+    """A new directory of this user alone, with a path short enough for a socket in it."""
+    directory = tempfile.mkdtemp(prefix="jupyter-tasks-")  # mode 0700
+    if len(os.path.join(directory, "s").encode()) > SOCKET_PATH_LIMIT - 4:
+        os.rmdir(directory)
+        directory = tempfile.mkdtemp(prefix="jupyter-tasks-", dir="/tmp")
+    return directory
+
+
+def _preload() -> list[str]:
+    """What the zygote imports besides its own: the shell for cells, if this is a notebook."""
+    if "IPython" in sys.modules:
+        return ["jupyter_tasks.worker.shell", "jupyter_tasks.worker.cells", "matplotlib_inline.config"]
+    return []

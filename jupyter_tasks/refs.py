@@ -1,0 +1,154 @@
+"""What users hold: references to values that are, or will be, there.
+
+An ObjectRef belongs to the client (the connection to the supervisor) that made or received it. Its fields are filled
+in by whichever thread reads the socket; `is_final` is set last, so who sees it set sees the rest. Refs may be used
+from any thread. When the last one to a value is gone, the supervisor is told and the value is freed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from jupyter_tasks.wire.frames import show_id
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from jupyter_tasks.client import Client
+
+__all__ = ["Dependency", "ObjectRef", "RefNote", "set_client_source"]
+
+_client_source: Callable[[], Client] | None = None
+
+
+def set_client_source(source: Callable[[], Client]) -> None:
+    """Tells where a ref that arrives inside a value finds this process's client (set by the API module)."""
+    global _client_source
+    _client_source = source
+
+
+def _arrived(id: int) -> ObjectRef:
+    """A ref that was inside a value from another process."""
+    if _client_source is None:
+        raise RuntimeError(
+            "A reference arrived before jupyter_tasks was used here; import jupyter_tasks and call init."
+        )
+    return _client_source().hold(id)
+
+
+builtins_id = id  # `id` is what refs call theirs
+
+
+class RefNote(weakref.ref["ObjectRef"]):
+    """Outlives a ref, and knows which it was."""
+
+    __slots__ = ("id",)
+
+    id: int
+
+
+class Dependency:
+    """Stands for a ref at the top level of a call's arguments: the worker puts the value in its place."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, id: int) -> None:
+        self.id = id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dependency, (self.id,)
+
+
+class ObjectRef:
+    """A value that is, or will be, there: the result of a task, or of `put`.
+
+    `get(ref)` waits for it and returns it, `await ref` does so in asyncio code, `ref.future()` gives a
+    concurrent.futures.Future. Passed to a task as an argument, a ref is replaced by its value; inside a list, dict
+    or object it stays a ref. Made by `remote()` and `put()`, never by calling this class.
+    """
+
+    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_size", "_waiters", "id", "label")
+
+    def __init__(self, client: Client, id: int, label: str = "") -> None:
+        self.id = id
+        self.label = label  # the task's name
+        self._client = client
+        self._kind = 0  # Kind.RESULT, ERROR or FAILURE once it is final
+        self._body: bytes | None = b""  # the outcome; None: a big value that waits at the supervisor
+        self._size = 0
+        self._waiters: list[Any] | None = None  # locks that threads wait on
+        self._callbacks: list[Callable[[ObjectRef], None]] | None = None
+        # Tells when this ref is gone. The callback is C code: in a `__del__` of Python's, a KeyboardInterrupt (the
+        # stop button) that comes at that moment would be printed and dropped.
+        note = RefNote(self, client.dropped)
+        note.id = id
+        client.notes[builtins_id(note)] = note
+
+    @property
+    def is_final(self) -> bool:
+        """The value or an error is there; `get` returns or raises at once."""
+        return self._kind != 0
+
+    @property
+    def task_id(self) -> str:
+        """The id as `%tasks` shows it."""
+        return show_id(self.id)
+
+    def future(self) -> Future[Any]:
+        """A concurrent.futures.Future of this ref, whose `cancel()` cancels the task.
+
+        Callbacks added to it run in the client's event thread.
+        """
+        from jupyter_tasks.futures import RefFuture  # asyncio and concurrent.futures take 25 ms of a cold start
+
+        return RefFuture(self)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait_in_loop().__await__()
+
+    async def _wait_in_loop(self) -> Any:
+        """Waits without blocking the event loop. Cancelling the awaiting code leaves the task alone."""
+        if not self.is_final:
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            arrived = asyncio.Event()
+
+            def tell(_: ObjectRef) -> None:
+                try:
+                    loop.call_soon_threadsafe(arrived.set)
+                except RuntimeError:
+                    pass  # the loop was closed: nobody waits any more
+
+            self._client.when_final(self, tell)
+            await arrived.wait()
+        return self._client.value(self)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectRef) and other.id == self.id and other._client is self._client
+
+    def __repr__(self) -> str:
+        label = f" {self.label}" if self.label else ""
+        return f"<ObjectRef {self.task_id}{label}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (self.id,)
+
+    def __copy__(self) -> ObjectRef:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ObjectRef:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"This is a reference to a value, not the value: it has no attribute {name!r}. "
+            "Use jt.get(ref) to wait for the value, or pass the ref to a task."
+        )
