@@ -1,0 +1,506 @@
+"""From a cell to a task and back: captures the names, submits, binds refs, shows the board or waits.
+
+Everything here runs in the notebook's main thread, except the sinks, which the client's event thread calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import keyword
+import queue
+import sys
+import sysconfig
+import time
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+from IPython.core.error import UsageError
+
+from jupyter_tasks import api, exceptions
+from jupyter_tasks.client import Client
+from jupyter_tasks.notebook import capture
+from jupyter_tasks.notebook.board import FINAL_STATES, Board, strip_ansi
+from jupyter_tasks.notebook.feed import Feed
+from jupyter_tasks.notebook.output import Place, Router, Screen
+from jupyter_tasks.refs import Dependency, ObjectRef
+from jupyter_tasks.wire import serialize, shared
+from jupyter_tasks.wire.frames import Kind, show_id
+
+__all__ = ["CellOptions", "Launcher"]
+
+_RESERVED = frozenset({"all"})  # `%tasks cancel all`
+MOST_LINE = 200  # characters of an error in the headline
+MOST_NOTED = 5  # names that one line of a message lists
+
+
+@dataclass(frozen=True, slots=True)
+class CellOptions:
+    """What stood behind %%remote."""
+
+    name: str | None = None
+    ins: list[str] | None = None
+    outs: list[str] | str | None = None
+    wait: bool = False
+    quiet: bool = False
+    timeout: float | None = None
+    grace: float | None = None
+    retries: int = 0
+    cpus: float | None = None
+    gpus: float | None = None
+    memory: int | None = None
+
+
+@dataclass(slots=True)
+class _Launched:
+    """One cell on its way."""
+
+    label: str
+    ref: ObjectRef
+    returns: list[ObjectRef]  # the ref, then what `-o` brings
+    place: Place
+    board: Board | None
+    bound: dict[str, ObjectRef] = field(default_factory=dict)
+    replaced: dict[str, Any] = field(default_factory=dict)  # what the bound names held before
+
+
+class Launcher:
+    """One for each shell."""
+
+    def __init__(self, ip: Any, screen: Screen) -> None:
+        self._ip = ip
+        self._screen = screen
+        self._router = Router(screen)
+        self._feed = Feed(screen)
+        self._client: Client | None = None
+        self._open: dict[int, _Launched] = {}
+        self._put_back: list[_Launched] = []  # ended without a value; their names get back what they held
+        self._preloaded: set[str] = set()
+
+    def start(self) -> None:
+        """Joins the shell's events. Starts no process."""
+        self._ip.events.register("pre_run_cell", self._before_cell)
+        self._ip.events.register("post_run_cell", self._after_cell)
+        api.on_start(self._connected)
+
+    def stop(self) -> None:
+        """Ends the session and leaves the shell."""
+        api.shutdown()
+        self._feed.stop()
+        for name, hook in (("pre_run_cell", self._before_cell), ("post_run_cell", self._after_cell)):
+            with contextlib.suppress(ValueError):
+                self._ip.events.unregister(name, hook)
+
+    def settle(self) -> None:
+        """Everything that has ended is on the screen when this returns."""
+        if self._client is not None and not self._client.closed:
+            self._client.drain_events()
+        self._feed.flush()
+        self._screen.flush()
+
+    def _connected(self, client: Client) -> None:
+        self._router.reset()
+        self._open.clear()
+        self._preloaded.clear()
+        client.namespace = self._ip.user_ns
+        client.listener = self._router.listen
+        self._client = client
+        self._router.cell_begins(client.last_id)
+
+    def _before_cell(self, info: Any = None) -> None:
+        if self._client is not None and not self._client.closed:
+            self._router.cell_begins(self._client.last_id)
+        self._restore_names()
+
+    def _after_cell(self, result: Any = None) -> None:
+        if self._feed.busy():
+            self.settle()
+
+    # -- launching --------------------------------------------------------------------------------------------
+
+    def launch(self, cell: str, first_line: str, options: CellOptions) -> None:
+        """Runs the cell in a worker. Returns at once, or with `wait` when it has ended.
+
+        Raises:
+            UsageError: something about the line or the names is wrong; one sentence, nothing was started.
+            With `wait`: what the cell raised.
+        """
+        names = self._analyse(cell, first_line)
+        outs = self._outs(options, names)
+        self._check_name(options.name, outs)
+        taken = self._captured(options, names)
+        label = options.name or f"cell {self._number()}"
+        wire = self._wire_options(options, outs, label, first_line)
+        payload = self._pack(cell, taken, names, wire, label)
+        client = self._started()
+        try:
+            api._check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, client.settings["total"], label)
+        except ValueError as error:
+            payload.close()
+            raise UsageError(f"%%remote: {error}") from None
+        self._warm(client)
+        self._run(client, payload, wire, label, outs, options)
+
+    def _number(self) -> int:
+        """The N of this cell's In[N]. (IPython 9 counts `execution_count` up before the cell runs, 8 after it.)"""
+        return int(self._ip.displayhook.prompt_count)
+
+    def _analyse(self, cell: str, first_line: str) -> capture.CellNames:
+        try:
+            return capture.analyse(cell, self._ip.transform_cell)
+        except SyntaxError as error:
+            # Lines count as in the notebook, where the magic's line is the first.
+            if error.lineno is not None:
+                error.lineno += 1
+                if getattr(error, "end_lineno", None) is not None:
+                    error.end_lineno = (error.end_lineno or 0) + 1
+            error.filename = f"Cell In[{self._number()}]"
+            lines = self._ip.SyntaxTB.structured_traceback(type(error), error, [])
+            # Of the same name only: IPython draws a real SyntaxError itself, with our frames above it.
+            stand_in = type(type(error).__name__, (Exception,), {"__module__": "builtins"})
+            raise _shown_as(stand_in(*error.args), lines) from None
+
+    def _outs(self, options: CellOptions, names: capture.CellNames) -> list[str] | str:
+        if options.outs == "*" and not options.wait:
+            return sorted(names.writes - names.deletes)
+        return options.outs or []
+
+    def _check_name(self, name: str | None, outs: list[str] | str) -> None:
+        if name is None:
+            return
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise UsageError(f"%%remote: {name!r} is not a name. NAME is a Python identifier, as in %%remote train.")
+        if name in _RESERVED:
+            raise UsageError(f"%%remote: {name!r} means all tasks in %tasks; choose another name.")
+        if name in outs:
+            raise UsageError(f"%%remote: {name!r} is both the task's name and a name after -o; choose another.")
+        held = self._ip.user_ns.get(name)
+        if name in self._ip.user_ns and not isinstance(held, ObjectRef):
+            raise UsageError(
+                f"%%remote: {name!r} holds a {type(held).__name__}; the task would replace it. "
+                f"Choose another name, or del {name} first."
+            )
+
+    def _captured(self, options: CellOptions, names: capture.CellNames) -> dict[str, Any]:
+        namespace = self._ip.user_ns
+        if options.ins is not None:
+            missing = [name for name in options.ins if name not in namespace]
+            if missing:
+                raise UsageError(f"%%remote: there is no variable {missing[0]!r} to take along with --in.")
+            return {name: namespace[name] for name in options.ins}
+        return capture.collect(names.reads, namespace, getattr(self._ip, "user_ns_hidden", {}))
+
+    def _wire_options(self, options: CellOptions, outs: list[str] | str, label: str, first_line: str) -> dict[str, Any]:
+        star = outs == "*"
+        wire: dict[str, Any] = {
+            "name": label,
+            "kind": "cell",
+            "announce": True,
+            "execution_count": self._number(),
+            "first_line": first_line,
+            "wait": options.wait,
+            "max_retries": options.retries,
+            "value": bool(options.name) or (options.wait and star),
+            "num_returns": 2 if star else 1 + len(outs),
+        }
+        if star:
+            wire["star"] = True
+        elif outs:
+            wire["outs"] = outs
+        for key in ("timeout", "grace", "cpus", "gpus", "memory"):
+            if getattr(options, key) is not None:
+                wire[key] = getattr(options, key)
+        return wire
+
+    def _pack(
+        self, cell: str, taken: dict[str, Any], names: capture.CellNames, wire: dict[str, Any], label: str
+    ) -> shared.Payload:
+        """Source and names in one pickle, so that shared objects stay shared."""
+        deps: list[int] = []
+        pins: list[int] = []
+        sent: dict[str, Any] = {}
+        for name, value in taken.items():
+            if isinstance(value, ObjectRef):
+                if value._client is not self._client or value._client.closed:
+                    value = self._value_of_old(name, value)
+                elif name not in names.refs_only:
+                    deps.append(value.id)
+                    value = Dependency(value.id)
+                else:
+                    pins.append(value.id)
+            sent[name] = value
+        if deps:
+            wire["deps"] = deps
+        if pins:
+            wire["pins"] = pins
+        content = {"source": cell, "names": sent, "mutates": sorted(names.mutates)}
+        try:
+            data, buffers = serialize.dumps(
+                content,
+                namespace=self._ip.user_ns,
+                root=lambda: sent,
+                reducers=_noting(pins),
+            )
+        except exceptions.UnserializableError as error:
+            raise UsageError(f"%%remote {label}: {error}") from None
+        return shared.pack(data, buffers)
+
+    @staticmethod
+    def _value_of_old(name: str, ref: ObjectRef) -> Any:
+        """A ref of a session that has ended: its value may be in the kernel still."""
+        try:
+            return ref._client.value(ref) if ref.is_final else api.get(ref, timeout=0)
+        except exceptions.JupyterTasksError as error:
+            raise UsageError(f"%%remote: {name!r} is a reference without a value: {error}") from None
+
+    def _started(self) -> Client:
+        client = api._client()
+        if client is not self._client:
+            self._connected(client)
+        return client
+
+    def _warm(self, client: Client) -> None:
+        """Idle workers import what the notebook has imported, so that a cell need not."""
+        wanted = _imported(self._ip.user_ns)
+        if not wanted <= self._preloaded:
+            self._preloaded |= wanted
+            client.request("warm", count=1, preload=sorted(wanted))
+
+    def _run(
+        self,
+        client: Client,
+        payload: shared.Payload,
+        wire: dict[str, Any],
+        label: str,
+        outs: list[str] | str,
+        options: CellOptions,
+    ) -> None:
+        place = self._screen.here()
+        news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # The sink must be there before the task's first word: the id is known beforehand.
+        id = client.new_ids(wire["num_returns"])
+        board = None if options.wait or options.quiet else Board(show_id(id), label)
+        if options.wait:
+            self._router.add(id, lambda kind, content, stderr: news.put((kind, content, stderr)))
+        elif board is not None:
+            self._router.add(id, lambda kind, content, stderr: self._to_board(id, board, place, kind, content, stderr))
+            self._feed.add(id, board, place)
+        submitted = client.submit_packed(Kind.TASK, 0, payload, label, wire, wire["num_returns"], id)
+        returns = submitted if isinstance(submitted, list) else [submitted]
+        launched = _Launched(label, returns[0], returns, place, board)
+        self._bind(launched, outs, options)
+        if options.wait:
+            self._wait(client, launched, news, star=outs == "*")
+        else:
+            self._open[id] = launched
+            client.when_final(launched.ref, lambda ref: self._ended(launched))
+
+    def _bind(self, launched: _Launched, outs: list[str] | str, options: CellOptions) -> None:
+        namespace = self._ip.user_ns
+        if outs != "*":
+            for name, ref in zip(outs, launched.returns[1:], strict=True):
+                ref.label = f"{name} of {launched.label}"
+                if name in namespace and not isinstance(namespace[name], ObjectRef):
+                    launched.replaced[name] = namespace[name]
+                namespace[name] = launched.bound[name] = ref
+        if options.name:
+            namespace[options.name] = launched.ref
+
+    # -- a board's task (event thread) ------------------------------------------------------------------------
+
+    def _to_board(self, id: int, board: Board, place: Place, kind: int, content: Any, stderr: bool) -> None:
+        if kind == Kind.OUTPUT:
+            board.take_text(content)
+            if not self._screen.redraws:
+                self._screen.stream(place, "stderr" if stderr else "stdout", content)
+        elif kind == Kind.DISPLAY and content["type"] != "stopped":
+            board.take_display(content["type"], content["content"])
+            if not self._screen.redraws:
+                self._screen.display(place, content["type"], content["content"])
+        elif kind == Kind.PROGRESS:
+            board.take_progress(content)
+        elif kind == Kind.EVENT:
+            board.take_event(content, time.monotonic())
+        self._feed.changed(id)
+
+    def _ended(self, launched: _Launched) -> None:
+        ref, board = launched.ref, launched.board
+        self._open.pop(ref.id, None)
+        if ref._kind != Kind.RESULT:
+            error = _error_of(ref)
+            if launched.replaced:
+                self._put_back.append(launched)
+            if board is not None:
+                self._tell_error(board, error, launched)
+        if board is not None:
+            board.settled = True
+            self._feed.changed(ref.id)
+
+    def _tell_error(self, board: Board, error: BaseException, launched: _Launched) -> None:
+        lines = getattr(error, "__dict__", {}).get("lines")
+        if lines:
+            board.error = strip_ansi("\n".join(lines))
+        elif isinstance(error, exceptions.TaskError):
+            board.error = f"{error.type_name}: {error}"
+        elif isinstance(error, exceptions.TaskCancelledError):
+            board.error_line = str(error).rpartition(": ")[2].rstrip(".")  # the headline says the rest
+        else:
+            board.error = str(error)
+        if isinstance(error, exceptions.TaskError):
+            board.error_line = f"{error.type_name}: {str(error).partition(chr(10))[0]}"[:MOST_LINE]
+        if isinstance(error, exceptions.ObjectLostError) and board.state not in FINAL_STATES:
+            # Its supervisor has gone, and took the worker along: because we wanted so, or not.
+            board.state = "cancelled" if "shut down" in str(error) else "crashed"
+        for name in launched.replaced:
+            board.notes.append(f"{name} gets back the value that it had before")
+
+    def _restore_names(self) -> None:
+        """A cancelled `df = df.dropna()` must not cost `df`: what `-o` replaced comes back if no value came."""
+        while self._put_back:
+            launched = self._put_back.pop()
+            for name, value in launched.replaced.items():
+                if self._ip.user_ns.get(name) is launched.bound[name]:
+                    self._ip.user_ns[name] = value
+
+    # -- waiting ----------------------------------------------------------------------------------------------
+
+    def _wait(self, client: Client, launched: _Launched, news: queue.SimpleQueue[Any], *, star: bool) -> None:
+        """Blocks like a normal cell: shows what comes, brings names back, raises the cell's error."""
+        ref = launched.ref
+        client.when_final(ref, lambda _: news.put(None))
+        shown = _Shown(self._ip, self._screen, launched.place)
+        stops = 0
+        while True:
+            try:
+                word = news.get()
+                if word is None:
+                    break
+                shown.take(*word)
+            except KeyboardInterrupt:
+                stops += 1
+                if stops == 2:
+                    print("The cell does not stop: ending its process.", file=sys.stderr)
+                client.cancel(ref.id, force=stops > 1, source="interrupt")
+        shown.flush()
+        self._router.remove(ref.id)
+        if star:
+            self._bring_back(launched.returns[1])
+        if ref._kind == Kind.RESULT:
+            if star and shown.has_result:
+                self._ip.displayhook.update_user_ns(client.value(ref))
+            return
+        if launched.replaced:
+            self._put_back.append(launched)
+        raise _as_in_the_kernel(_error_of(ref), shown.stopped_lines)
+
+    def _bring_back(self, ref: ObjectRef) -> None:
+        if ref._kind != Kind.RESULT:
+            return  # cancelled or crashed: nothing to bring
+        changes = ref._client.value(ref)
+        namespace = self._ip.user_ns
+        for name in changes["deleted"]:
+            namespace.pop(name, None)
+        namespace.update(changes["assigned"])
+        for name, reason in list(changes["left_out"].items())[:MOST_NOTED]:
+            print(f"{name} stays in the worker: {reason}", file=sys.stderr)
+
+
+class _Shown:
+    """The outputs of a waited cell, made by the ordinary means of the kernel: main thread."""
+
+    def __init__(self, ip: Any, screen: Screen, place: Place) -> None:
+        self._ip = ip
+        self._screen = screen
+        self._place = place
+        self._last = ""
+        self.has_result = False
+        self.stopped_lines: list[str] = []
+
+    def take(self, kind: int, content: Any, stderr: bool) -> None:
+        """One word of the task."""
+        if kind == Kind.OUTPUT:
+            self._switch("stderr" if stderr else "stdout")
+            (sys.stderr if stderr else sys.stdout).write(content)
+        elif kind == Kind.DISPLAY:
+            self._switch("display")
+            self._display(content["type"], content["content"])
+
+    def _display(self, kind: str, content: dict[str, Any]) -> None:
+        publisher = self._ip.display_pub
+        if kind == "stopped":
+            self.stopped_lines = content["traceback"]
+        elif kind == "clear_output":
+            publisher.clear_output(wait=content.get("wait", False))
+        elif kind in ("display_data", "update_display_data"):
+            publisher.publish(
+                data=content["data"],
+                metadata=content.get("metadata", {}),
+                transient=content.get("transient", {}),
+                update=kind == "update_display_data",
+            )
+        else:
+            self.has_result = self.has_result or kind == "execute_result"
+            self._screen.display(self._place, kind, content)
+
+    def _switch(self, what: str) -> None:
+        if self._last != what:
+            self.flush()
+            self._last = what
+
+    def flush(self) -> None:
+        """What was written so far is sent before anything else."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _error_of(ref: ObjectRef) -> BaseException:
+    try:
+        ref._client.value(ref)
+    except BaseException as error:
+        return error
+    return exceptions.JupyterTasksError("no error")
+
+
+def _shown_as(error: BaseException, lines: list[str]) -> BaseException:
+    """Has IPython print these lines for the error, instead of our own frames."""
+    error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]  # IPython's protocol
+    return error
+
+
+def _as_in_the_kernel(error: BaseException, stopped_lines: list[str]) -> BaseException:
+    """The error as the cell would have raised it here: the same type, text and traceback."""
+    if isinstance(error, exceptions.TaskError):
+        lines = error.__dict__.get("lines") or error.traceback_text.splitlines()
+        if error.cause is not None:
+            return _shown_as(error.cause, lines)
+        # It could not be sent: an exception of the same name, with the same text.
+        _, _, text = str(error).partition(": ")
+        stand_in = type(error.type_name, (exceptions.TaskError,), {"__module__": "builtins"})
+        return _shown_as(stand_in(text), lines)
+    if isinstance(error, exceptions.TaskCancelledError) and error.source in ("interrupt", "task"):
+        return _shown_as(KeyboardInterrupt(), stopped_lines or [f"KeyboardInterrupt: {error}"])
+    return _shown_as(error, [f"{type(error).__name__}: {error}"])
+
+
+def _noting(pins: list[int]) -> Any:
+    def reduce(value: object) -> Any:
+        if type(value) is ObjectRef:
+            pins.append(value.id)
+        return NotImplemented
+
+    return reduce
+
+
+def _imported(namespace: dict[str, Any]) -> set[str]:
+    """Installed packages that the notebook has imported by name: what a worker may well import ahead of time.
+
+    Not the user's own files: they may be edited, and importing them may have effects.
+    """
+    homes = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib")})
+    found = set()
+    for value in list(namespace.values()):
+        if isinstance(value, types.ModuleType):
+            path = getattr(value, "__file__", None) or ""
+            if path.startswith(homes) and not value.__name__.startswith("jupyter_tasks"):
+                found.add(value.__name__)
+    return found

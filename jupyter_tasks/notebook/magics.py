@@ -1,0 +1,303 @@
+"""%%remote and %tasks. Thin: parse, ask the launcher or the API, done."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import time
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments, parse_argstring
+
+from jupyter_tasks import api
+from jupyter_tasks.notebook.launcher import CellOptions, Launcher
+from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
+from jupyter_tasks.show import show_bytes, show_seconds
+
+__all__ = ["load", "unload"]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_size(text: str) -> int:
+    """ "4GB" -> 4000000000, "512MiB" -> 536870912, "1000" -> 1000 bytes.
+
+    Raises:
+        ValueError: not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is not a size; write it like 500MB, 4GB or 2GiB.")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not name.isidentifier():
+            raise argparse.ArgumentTypeError(f"{name!r} is not a variable name")
+    return names
+
+
+def _outs(text: str) -> list[str] | str:
+    text = text.strip("'\"")
+    return "*" if text == "*" else _names(text)
+
+
+def _positive(text: str) -> float:
+    return _number(text, above=0.0)
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, above=None)
+
+
+def _number(text: str, above: float | None) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if value != value or value < 0 or (above is not None and value <= above):
+        raise argparse.ArgumentTypeError(f"{text} must be {'more than 0' if above is not None else 'at least 0'}")
+    return value
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+@magics_class
+class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
+    """The two magics of jupyter_tasks."""
+
+    def __init__(self, shell: Any, launcher: Launcher) -> None:
+        super().__init__(shell)
+        self._launcher = launcher
+
+    @magic_arguments()
+    @argument("name", nargs="?", help="bind the task's reference to this name; also what the board shows")
+    @argument("-i", "--in", dest="ins", type=_names, metavar="A,B", help="take only these names along")
+    @argument(
+        "-o",
+        "--out",
+        type=_outs,
+        metavar="A,B",
+        help="bring these names back, as references bound at once; '*' with --wait: all assigned names, as values",
+    )
+    @argument("-w", "--wait", action="store_true", help="block like a normal cell; the stop button cancels it")
+    @argument("-t", "--timeout", type=_positive, metavar="S", help="stop the cell after S seconds")
+    @argument("--grace", type=_not_negative, metavar="S", help="after a cancel, end the process after S seconds")
+    @argument("--retries", type=_count, metavar="N", help="run it again after a crash, at most N times (default 0)")
+    @argument("--cpus", type=_not_negative, metavar="N", help="slots it takes (default 1; 0: runs at once)")
+    @argument("--gpus", type=_not_negative, metavar="N", help="GPUs it takes (default 0)")
+    @argument("--memory", type=_bytes, metavar="SIZE", help="limit of its private memory, as 4GB")
+    @argument("-q", "--quiet", action="store_true", help="show no board")
+    @argument("-h", "--help", action="store_true", help="show this text")
+    @line_cell_magic
+    def remote(self, line: str, cell: str | None = None) -> Any:
+        """Run this cell in a background worker.
+
+        The names it reads are taken along by value; its output appears here while it runs. `jt.get(NAME)` waits for
+        its last expression, `%tasks cancel NAME` stops it.
+        """
+        args = _parse(TasksMagics.remote, line)
+        if args is None:
+            return
+        if cell is None:
+            raise UsageError("%%remote stands on top of a cell, with two %: %%remote NAME. See %remote --help.")
+        options = CellOptions(
+            name=args.name,
+            ins=args.ins,
+            outs=args.out,
+            wait=args.wait,
+            quiet=args.quiet,
+            timeout=args.timeout,
+            grace=args.grace,
+            retries=args.retries or 0,
+            cpus=args.cpus,
+            gpus=args.gpus,
+            memory=args.memory,
+        )
+        self._launcher.launch(cell, f"%%remote {line}".rstrip(), options)
+
+    @line_magic
+    def tasks(self, line: str) -> Any:
+        """List tasks and stop them.
+
+        %tasks                      list them
+        %tasks cancel NAME|ID|all   ask to stop (KeyboardInterrupt in the task)
+        %tasks kill NAME|ID|all     end the processes at once
+        %tasks wait NAME|ID|all     block until they are over
+        %tasks logs NAME|ID         all that a task has printed
+        %tasks clear                forget finished tasks
+        """
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UsageError(f"%tasks: {error}.") from None
+        if not words or words[0] == "list":
+            print(_table(sorted(api.tasks(), key=lambda record: int(record["id"]))))
+            return
+        verb, names = words[0], words[1:]
+        if verb in ("-h", "--help", "help"):
+            print(self.tasks.__doc__)
+        elif verb == "clear":
+            count = api._client().request("clear") if api.is_initialized() else 0
+            print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
+        elif verb in ("cancel", "kill", "wait", "logs"):
+            if not names:
+                raise UsageError(f"%tasks {verb} needs the NAME or ID of a task{'' if verb == 'logs' else ', or all'}.")
+            getattr(self, f"_{verb}")(names)
+        else:
+            raise UsageError(f"%tasks: unknown word {verb!r}. Use cancel, kill, wait, logs or clear; %tasks --help.")
+
+    def _find(self, names: list[str], *, live: bool) -> list[dict[str, Any]]:
+        """The tasks meant by names, ids or "all"."""
+        records = api.tasks()
+        found: list[dict[str, Any]] = []
+        for name in names:
+            if name == "all":
+                found += [record for record in records if _is_live(record)]
+                continue
+            matches = [record for record in records if name in (record["task_id"], record["name"])]
+            if not matches:
+                known = ", ".join(dict.fromkeys(record["name"] for record in records[:20])) or "none"
+                raise UsageError(f"There is no task {name!r}. Tasks: {known}.")
+            alive = [record for record in matches if _is_live(record)]
+            if live and len(alive) > 1:
+                others = len(alive) - 1
+                print(f"{name}: takes the newest; {others} other{'s' if others > 1 else ''} of this name run on.")
+            found.append((alive or matches)[-1])
+        return found
+
+    def _cancel(self, names: list[str]) -> None:
+        for record in self._find(names, live=True):
+            self._stop(record, force=False)
+
+    def _kill(self, names: list[str]) -> None:
+        for record in self._find(names, live=True):
+            self._stop(record, force=True)
+
+    @staticmethod
+    def _stop(record: dict[str, Any], *, force: bool) -> None:
+        who = f"Task {record['task_id']} ({record['name']})"
+        if not _is_live(record):
+            print(f"{who} is over: {record['state']}.")
+            return
+        api._client().cancel(record["id"], force=force)
+        print(f"{who}: asked to {'end at once' if force else 'stop'}.")
+
+    def _wait(self, names: list[str]) -> None:
+        """Blocks until the tasks are over; a KeyboardInterrupt ends the waiting, not the tasks."""
+        client = api._client()
+        open_ids = {record["id"] for record in self._find(names, live=False) if _is_live(record)}
+        pause = 0.01
+        while open_ids:
+            answer = client.request("tasks", ids=sorted(open_ids))["tasks"]
+            open_ids = {record["id"] for record in answer if record["state"] not in _FINAL}
+            if open_ids:
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.2)
+        self._launcher.settle()
+
+    def _logs(self, names: list[str]) -> None:
+        for record in self._find(names, live=False):
+            log = api._client().request("logs", id=record["id"])
+            if log is None:
+                print(f"Task {record['task_id']} ({record['name']}) has printed nothing.")
+                continue
+            with open(log["path"], errors="replace") as file:
+                text = file.read(MOST_LOG)
+                rest = file.read(1)
+            print(text, end="" if text.endswith("\n") else "\n")
+            if rest:
+                shown, whole = show_bytes(MOST_LOG), show_bytes(log["bytes"])
+                print(f"[... the first {shown} of {whole}; the whole log is in {log['path']}]")
+
+
+MOST_LOG = 1_000_000  # characters that `%tasks logs` prints; a browser suffers from more
+_FINAL = frozenset({"cancelled", "completed", "failed", "crashed"})
+
+
+def _is_live(record: dict[str, Any]) -> bool:
+    return record["state"] not in _FINAL or record["lingers"]
+
+
+def _parse(magic: Any, line: str) -> argparse.Namespace | None:
+    """The arguments; None if help was asked for. Whatever is wrong becomes one line."""
+    parser: MagicArgumentParser = magic.parser
+    line = re.sub(r"\s*,\s+", ",", line)  # `-o a, b` is what people write; it is not a task named b
+    try:
+        args: argparse.Namespace = parse_argstring(magic, line)
+    except UsageError as error:
+        text = str(error)
+        if "unrecognized arguments" in text:
+            text = text.replace("unrecognized arguments", "unknown option")
+        raise UsageError(f"%%remote: {text.rstrip('.')}. See %remote --help.") from None
+    except ValueError as error:
+        raise UsageError(f"%%remote: {error}. See %remote --help.") from None
+    if args.help:
+        text = parser.format_help().replace("::\n\n", "").replace("  %remote", "%%remote [NAME] [options]\n  %%remote")
+        print(text.strip())
+        return None
+    return args
+
+
+def _table(records: list[dict[str, Any]]) -> str:
+    if not records:
+        return "No tasks."
+    rows = [("ID", "NAME", "STATE", "ELAPSED", "CPU", "MEMORY")]
+    for record in records:
+        usage = record.get("usage")
+        if usage and not usage["peak"]:
+            usage = None  # it was over before anybody measured
+        rows.append(
+            (
+                record["task_id"],
+                record["name"],
+                record["state"] + (" (left something running)" if record["lingers"] else ""),
+                show_seconds(record["elapsed_s"]) if record["elapsed_s"] else "-",
+                show_seconds(usage["cpu_s"]) if usage else "-",
+                show_bytes(usage["memory"] if _is_live(record) else usage["peak"]) if usage else "-",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_loaded: dict[int, tuple[Launcher, Any]] = {}
+
+
+def load(ip: Any) -> None:
+    """Registers the magics with this shell; twice is once."""
+    if id(ip) in _loaded:
+        return
+    screen = KernelScreen(ip) if hasattr(ip, "kernel") else TerminalScreen()
+    launcher = Launcher(ip, screen)
+    ip.register_magics(TasksMagics(ip, launcher))
+    _loaded[id(ip)] = (launcher, ip)
+    launcher.start()
+
+
+def unload(ip: Any) -> None:
+    """Ends all tasks and takes the magics away."""
+    entry = _loaded.pop(id(ip), None)
+    if entry is None:
+        return
+    entry[0].stop()
+    for kind, name in (("cell", "remote"), ("line", "remote"), ("line", "tasks")):
+        ip.magics_manager.magics[kind].pop(name, None)
