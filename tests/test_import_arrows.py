@@ -1,0 +1,98 @@
+"""Imports point down only, and importing the package is light. Role: the architecture, held.
+
+A module may import what its row names, and its own package. The picture is in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import jupyter_tasks
+
+ROOT = Path(jupyter_tasks.__file__).parent
+
+SYSTEM = {"supervisor.platform", "supervisor.reaper"}  # the operating system, for whoever starts or ends processes
+# Longest prefix wins.
+ALLOWED: dict[str, set[str]] = {
+    "": {"api", "notebook.magics", "exceptions"},  # the front door, lazily
+    "exceptions": set(),
+    "show": set(),
+    "wire": {"exceptions"},
+    "engine": {"wire"},
+    "supervisor.platform": set(),
+    "supervisor.reaper": SYSTEM,
+    "supervisor.memory": SYSTEM,
+    "supervisor.tasklog": set(),
+    "supervisor.zygote": SYSTEM | {"wire", "worker"},
+    "supervisor": {"backends", "engine", "wire"},
+    "backends": {"engine", "wire"} | SYSTEM | {"supervisor.zygote"},
+    "refs": {"client", "exceptions", "futures", "wire"},  # client: as a type only; futures: lazily
+    "futures": {"refs"},
+    "client": {"exceptions", "refs", "show", "wire"},
+    "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
+    "worker": {"client", "exceptions", "refs", "wire"} | SYSTEM,
+    "api": {"client", "exceptions", "launch", "refs", "wire", "worker.context"},
+    "notebook": {"api", "client", "exceptions", "refs", "show", "wire"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Names below jupyter_tasks that the file imports anywhere, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("jupyter_tasks.") for name in found if name.startswith("jupyter_tasks.")}
+
+
+def rule_for(module: str) -> tuple[str, set[str]]:
+    prefixes = [prefix for prefix in ALLOWED if module == prefix or module.startswith(f"{prefix}.")]
+    prefix = max(prefixes, key=len) if prefixes else ""
+    return prefix, ALLOWED[prefix]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=module_name)
+def test_imports_point_down_only(path: Path) -> None:
+    """A lower module that wants a higher one is handed a callable instead."""
+    module = module_name(path)
+    prefix, allowed = rule_for(module)
+    package = module.partition(".")[0] if "." in module else prefix
+    for name in imports_of(path):
+        own = bool(package) and (name == package or name.startswith(f"{package}."))
+        fine = own or any(name == target or name.startswith(f"{target}.") for target in allowed)
+        if not module:
+            fine = True  # the front door names everything that is public
+        assert fine, f"{module} imports {name}; allowed are {sorted(allowed)}"
+
+
+def test_public_names() -> None:
+    """What we would defend for years. A new name here is a decision."""
+    assert set(jupyter_tasks.__all__) == {
+        "ObjectRef", "RemoteFunction", "__version__", "cancel", "exceptions", "get", "get_runtime_context", "init",
+        "is_initialized", "load_ipython_extension", "progress", "put", "remote", "shutdown", "tasks", "track",
+        "unload_ipython_extension", "wait",
+    }  # fmt: skip
+    for name in jupyter_tasks.__all__:
+        assert getattr(jupyter_tasks, name) is not None
+
+
+def test_version_is_the_one_that_is_packaged() -> None:
+    """pyproject.toml and the package say the same."""
+    text = (ROOT.parent / "pyproject.toml").read_text()
+    assert f'version = "{jupyter_tasks.__version__}"' in text
+
+
+def test_unknown_names_say_so() -> None:
+    """A typo is an AttributeError that names it."""
+    with pytest.raises(AttributeError, match="no attribute 'gte'"):
+        jupyter_tasks.gte  # noqa: B018
