@@ -423,46 +423,33 @@ def _get_list(refs: list[ObjectRef], timeout: float | None, cancel_on_interrupt:
         raise ValueError(f"timeout must not be negative, but is {timeout}.")
     if not refs:
         return []
-    client = refs[0]._client
     try:
-        _wait_for_all(client, refs, timeout)
+        _wait_for_all(refs, timeout)
     except KeyboardInterrupt:
         if cancel_on_interrupt:
             for ref in refs:
                 if not ref.is_final:
-                    client.cancel(ref.id, source="interrupt")
+                    ref._client.cancel(ref.id, source="interrupt")
         raise
-    return [client.value(ref) for ref in refs]
+    return [ref._client.value(ref) for ref in refs]
 
 
-def _wait_for_all(client: Client, refs: list[ObjectRef], timeout: float | None) -> None:
+def _wait_for_all(refs: list[ObjectRef], timeout: float | None) -> None:
     """Until all are there, or one has failed (then its error is raised)."""
-    import time
-
-    if len(refs) == 1:
-        if not refs[0]._kind and not client.wait(refs, None, timeout):
-            raise _timed_out(refs, timeout)
-        return
-    end = None if timeout is None else time.monotonic() + timeout
-    open_refs = list(dict.fromkeys(ref for ref in refs if not ref._kind))
-    failed = _first_failed(refs)
-    while open_refs and failed is None:
-        rest = None if end is None else max(0.0, end - time.monotonic())
-        # Wake for a part of them, to see a failure early without looking at all after each.
-        part = max(1, len(open_refs) // 2)
-        if client.wait(open_refs, part, rest) < part:
-            raise _timed_out([ref for ref in open_refs if not ref._kind], timeout)
-        failed = _first_failed([ref for ref in open_refs if ref._kind])
-        open_refs = [ref for ref in open_refs if not ref._kind]
-    if failed is not None:
-        client.value(failed)
+    open_refs = [ref for ref in refs if not ref._kind]
+    if len(refs) > 1:
+        open_refs = list(dict.fromkeys(open_refs))
+        _raise_failed(refs)
+    # Only one session is open at a time, so only its refs are.
+    if open_refs and not open_refs[0]._client.wait(open_refs, None, timeout, or_failed=len(open_refs) > 1):
+        raise _timed_out([ref for ref in open_refs if not ref._kind], timeout)
+    _raise_failed(open_refs)
 
 
-def _first_failed(refs: Iterable[ObjectRef]) -> ObjectRef | None:
+def _raise_failed(refs: Iterable[ObjectRef]) -> None:
     for ref in refs:
         if ref._kind and ref._kind != Kind.RESULT:
-            return ref
-    return None
+            ref._client.value(ref)
 
 
 def _timed_out(refs: list[ObjectRef], timeout: float | None) -> exceptions.GetTimeoutError:
@@ -492,7 +479,7 @@ def wait(
     for i, ref in enumerate(refs):
         if not isinstance(ref, ObjectRef):
             raise TypeError(f"wait() takes a list of ObjectRefs; item {i} is {type(ref).__name__}.")
-    if len({ref.id for ref in refs}) != len(refs):
+    if len(set(refs)) != len(refs):
         raise ValueError("wait() was given a ref twice.")
     if not refs:
         return [], []
@@ -500,7 +487,10 @@ def wait(
         raise ValueError(f"num_returns must be between 1 and {len(refs)}, but is {num_returns!r}.")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout must not be negative, but is {timeout}.")
-    refs[0]._client.wait(refs, num_returns, timeout)
+    open_refs = [ref for ref in refs if not ref._kind]
+    wanted = num_returns - (len(refs) - len(open_refs))
+    if wanted > 0:
+        open_refs[0]._client.wait(open_refs, wanted, timeout)
     ready = [ref for ref in refs if ref.is_final][:num_returns]
     taken = set(ready)
     return ready, [ref for ref in refs if ref not in taken]

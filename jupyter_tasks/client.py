@@ -89,6 +89,60 @@ class _Slot:
         self._waiters: list[Any] | None = None
 
 
+class _Goal:
+    """All of these refs are final. Looks at each only once: it is asked after every few results of thousands."""
+
+    __slots__ = ("_at", "refs")
+
+    def __init__(self, refs: Sequence[Any]) -> None:
+        self.refs = refs
+        self._at = 0
+
+    def is_reached(self) -> bool:
+        refs, at = self.refs, self._at
+        end = len(refs)
+        while at < end and refs[at]._kind:
+            at += 1
+        self._at = at
+        return at == end
+
+
+class _All(_Goal):
+    """All are final, or one has failed."""
+
+    __slots__ = ("_client", "_failures")
+
+    def __init__(self, client: Client, refs: Sequence[Any]) -> None:
+        super().__init__(refs)
+        self._client = client
+        self._failures = -1
+
+    def is_reached(self) -> bool:
+        failures = self._client.failures
+        if failures != self._failures:
+            if any(ref._kind and ref._kind != Kind.RESULT for ref in self.refs):
+                return True
+            self._failures = failures
+        return super().is_reached()
+
+
+class _Some(_Goal):
+    """So many of them are final."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self, refs: Sequence[Any], count: int) -> None:
+        super().__init__(refs)
+        self._count = count
+
+    def is_reached(self) -> bool:
+        count = 0
+        for ref in self.refs:
+            if ref._kind:
+                count += 1
+        return count >= self._count
+
+
 class Client:
     """One connection. Built by `jupyter_tasks.api`."""
 
@@ -100,6 +154,7 @@ class Client:
         self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
         self.on_wait: Callable[[], contextlib.AbstractContextManager[None]] | None = None  # around each real wait
         self.closed = False
+        self.failures = 0  # grows with each ref that fails; whoever waits for many looks at them when it has grown
         self._closing = False
         self._shut_down = False  # the end is what we want
         self._sock = sock
@@ -292,32 +347,38 @@ class Client:
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
-    def wait(self, refs: Sequence[Any], count: int | None = None, timeout: float | None = None) -> int:
-        """Blocks until `count` (default: all) of the refs are final. Returns how many are.
+    def wait(
+        self, refs: Sequence[Any], count: int | None = None, timeout: float | None = None, *, or_failed: bool = False
+    ) -> bool:
+        """Blocks until `count` (default: all) of the refs are final. Returns whether it came to that.
 
         Args:
             refs: refs or slots of this client, each once.
             timeout: seconds; None waits for ever, 0 looks once.
+            or_failed: it is enough that one of them has failed (only where all are awaited).
 
         A KeyboardInterrupt gets through at once and loses nothing.
         """
-        wanted = len(refs) if count is None else count
-        done = _finals(refs)
-        if done >= wanted:
-            return done
+        goal: _Goal
+        if count is not None and count < len(refs):
+            goal = _Some(refs, count)
+        else:
+            goal = _All(self, refs) if or_failed else _Goal(refs)
+        if goal.is_reached():
+            return True
         end = None if timeout is None else time.monotonic() + timeout
         if self.on_wait is None:
-            return self._wait(refs, wanted, end)
+            return self._wait(goal, end)
         with self.on_wait():
-            return self._wait(refs, wanted, end)
+            return self._wait(goal, end)
 
-    def _wait(self, refs: Sequence[Any], wanted: int, end: float | None) -> int:
+    def _wait(self, goal: _Goal, end: float | None) -> bool:
         while True:
             try:
                 if not self._read_lock.acquire(blocking=False):
-                    done = self._follow(refs, wanted, end)
+                    self._follow(goal, end)
                 else:
-                    done = self._lead(refs, wanted, end)
+                    self._lead(goal, end)
             finally:
                 # Not `with`: an interrupt between getting the lock and noting so must not keep it. And twice, since
                 # an interrupt may hit the first one before it has done anything (measured: in 1 of 40,000).
@@ -326,9 +387,12 @@ class Client:
                 finally:
                     self._let_go()
             if self.closed:
-                self._say_lost([ref for ref in refs if not ref._kind])  # whoever noticed the end may not be so far yet
-            if done >= wanted or self.closed or (end is not None and time.monotonic() >= end):
-                return _finals(refs)
+                # Whoever noticed the end may not have told all yet.
+                self._say_lost([ref for ref in goal.refs if not ref._kind])
+            if goal.is_reached():
+                return True
+            if end is not None and time.monotonic() >= end:
+                return False
 
     def _let_go(self) -> None:
         """Gives the read lock back if this thread has it, however often."""
@@ -339,50 +403,36 @@ class Client:
             finally:
                 lock.release()
 
-    def _lead(self, refs: Sequence[Any], wanted: int, end: float | None) -> int:
+    def _lead(self, goal: _Goal, end: float | None) -> None:
         """Reads the socket until enough is there. The caller holds the lock."""
         if self._inbox.has_more():
             self._parse()  # an interrupt may have left whole frames here
-        done = _finals(refs)
-        if done >= wanted or self.closed:
-            return done
+        if goal.is_reached() or self.closed:
+            return
         if self._epoll is not None:
             self._epoll.modify(self._sock.fileno(), 0)  # the reader thread sleeps on while we read
-        single = refs[0] if len(refs) == 1 else None
-        while True:
-            if end is not None and not self._readable(end - time.monotonic()):
-                return done
+        while end is None or self._readable(end - time.monotonic()):
             self._read()
-            if self.closed:
-                return _finals(refs)
-            if single is not None:
-                if single._kind:
-                    return 1
-            else:
-                done = _finals(refs)
-                if done >= wanted:
-                    return done
+            if goal.is_reached() or self.closed:
+                return
 
-    def _follow(self, refs: Sequence[Any], wanted: int, end: float | None) -> int:
+    def _follow(self, goal: _Goal, end: float | None) -> None:
         """Waits while another thread reads."""
         lock = threading.Lock()
         lock.acquire()
-        mine = [ref for ref in refs if not ref._kind]
+        mine = [ref for ref in goal.refs if not ref._kind]
         try:
             for ref in mine:
                 if ref._waiters is None:
                     ref._waiters = []
                 ref._waiters.append(lock)
-            while True:
-                done = _finals(refs)  # after registering: what came in between is seen here
-                if done >= wanted or self.closed:
-                    return done
+            while not goal.is_reached() and not self.closed:  # after registering: what came in between is seen here
                 # Look now and then all the same: the leader may have left with nobody to follow.
                 rest = READER_NAP if end is None else min(READER_NAP, end - time.monotonic())
                 if rest <= 0:
-                    return done
+                    return
                 if not lock.acquire(timeout=rest) and self._epoll is None:
-                    return done
+                    return
         finally:
             for ref in mine:
                 waiters = ref._waiters
@@ -494,6 +544,8 @@ class Client:
 
     def _final(self, ref: Any, kind: int) -> None:
         ref._kind = kind
+        if kind != Kind.RESULT:
+            self.failures += 1  # after the kind: who sees the new count finds the failure
         waiters = ref._waiters
         if waiters:
             for lock in list(waiters):
@@ -838,14 +890,6 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
             raise ConnectionError("it ended before it answered")
         data += more
     return data
-
-
-def _finals(refs: Sequence[Any]) -> int:
-    count = 0
-    for ref in refs:
-        if ref._kind:
-            count += 1
-    return count
 
 
 def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:

@@ -495,7 +495,6 @@ def test_a_ref_of_an_earlier_session_is_never_taken_for_another_value() -> None:
     assert jt.get(new) == "new"
 
 
-@pytest.mark.xfail(reason="api.get and api.wait take the client of the first ref for all of them")
 def test_refs_of_both_sessions_in_one_get() -> None:
     old = jt.remote(abs).remote(-1)
     assert jt.get(old, timeout=NET) == 1

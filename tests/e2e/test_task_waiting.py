@@ -108,10 +108,7 @@ def test_get_with_timeout_zero_looks_once(two: list[jt.ObjectRef], tmp_path: Pat
     assert jt.get(two, timeout=0) == [0, 1]
 
 
-NEEDS_API = pytest.mark.xfail(reason="api._wait_for_all wakes only when half of the open refs are final")
-
-
-@pytest.mark.parametrize("others", [1, pytest.param(3, marks=NEEDS_API), pytest.param(20, marks=NEEDS_API)])
+@pytest.mark.parametrize("others", [1, 3, 20])
 @pytest.mark.parametrize("position", [0, -1], ids=["first", "last"])
 def test_get_of_a_list_raises_on_a_failure_without_waiting_for_the_others(
     others: int, position: int, tmp_path: Path
