@@ -153,6 +153,7 @@ class Client:
         self.listener: Listener | None = None
         self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
         self.on_wait: Callable[[], contextlib.AbstractContextManager[None]] | None = None  # around each real wait
+        self.parent: Callable[[], int] | None = None  # id of the task that submits, 0 for none
         self.closed = False
         self.failures = 0  # grows with each ref that fails; whoever waits for many looks at them when it has grown
         self._closing = False
@@ -213,6 +214,8 @@ class Client:
         Raises:
             UnserializableError: an argument cannot be sent.
         """
+        if self.parent is not None and (parent := self.parent()):
+            options = {**(options or {}), "parent": parent}
         plain = options is None and not kwargs and num_returns == 1
         if plain:
             for arg in args:

@@ -44,6 +44,7 @@ class Cancel:
     grace: float | None  # seconds from the interrupt to TERMINATE; None or infinity: never by itself
     rung: Rung = Rung.ASK
     climb_at: float | None = None
+    recursive: bool = False  # it goes for the task's children, too
 
     def start(self, now: float, *, force: bool) -> Rung:
         """The first rung to stand on, and when to climb from it."""

@@ -177,14 +177,13 @@ class Scheduler:
             if task.spec.num_returns > 1:
                 for i in range(1, task.spec.num_returns):
                     self._add_return(task, i)
-            if task.parent:
-                self._adopt(task)
             for id in task.pins:
                 if id in objects:
                     objects[id].holders += 1
-            if task.deps and not self._wait_for(task, now):
-                continue
-            self._enqueue(task)
+            if not task.deps or self._wait_for(task, now):
+                self._enqueue(task)
+            if task.parent:
+                self._adopt(task, now)
 
     def _add_return(self, task: Task, index: int) -> None:
         entry = Entry(task.id + index, task.owner)
@@ -192,12 +191,19 @@ class Scheduler:
         if task.owner > 1:
             self._owned[task.owner].add(entry.id)
 
-    def _adopt(self, task: Task) -> None:
+    def _adopt(self, task: Task, now: float) -> None:
+        """A cancel of the parent reaches its children; also one that was on its way when the parent was killed."""
         parent = self.live.get(task.parent)
         if parent is not None:
             if parent.children is None:
                 parent.children = []
             parent.children.append(task.id)
+        else:
+            parent = self.find(task.parent)
+        cancel = parent.cancel if parent is not None else None
+        if cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
+            wish = CancelAsked(task.id, force=True, source="parent", reason=cancel.reason)
+            self._cancel_asked(wish, now)
 
     def _wait_for(self, task: Task, now: float) -> bool:
         """Pins what the task needs. True if all of it is there; if one has failed the task ends here."""
@@ -814,6 +820,7 @@ class Scheduler:
             cancel = task.cancel = Cancel(event.source, event.reason, now, grace)
         elif event.grace is not None:
             cancel.grace = event.grace
+        cancel.recursive = event.recursive
         if task.state is State.PENDING:
             if task.lease is None:
                 self._conclude(task, Step.ASKED, {"rung": "pending"}, now)

@@ -37,9 +37,11 @@ def client_of_worker() -> Client:
 
     with _lock:
         if _client is None or _client.closed:
-            assert _worker is not None
-            _client = connect(_worker.config["socket"], _worker.config["key"])
-            _client.on_wait = _worker.waiting
+            worker = _worker
+            assert worker is not None
+            _client = connect(worker.config["socket"], worker.config["key"])
+            _client.on_wait = worker.waiting
+            _client.parent = lambda: worker.task_id
         return _client
 
 

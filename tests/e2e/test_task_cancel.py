@@ -675,7 +675,6 @@ def parent_of(place: str, waits: bool) -> Any:
     return jt.get(ref)
 
 
-@pytest.mark.xfail(reason="the client of a worker never says which task submits: `parent` stays 0")
 @pytest.mark.parametrize("force", [False, True], ids=["soft", "force"])
 def test_a_recursive_cancel_reaches_children_and_grandchildren(fresh: None, force: bool, tmp_path: Path) -> None:
     ref = jt.remote(parent_of).remote(str(tmp_path), True)

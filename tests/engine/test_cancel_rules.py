@@ -514,6 +514,27 @@ def test_without_recursion_children_go_on(force: bool) -> None:
     assert (child.state, grandchild.state) == (State.RUNNING, State.PENDING)
 
 
+@pytest.mark.parametrize("over", [False, True], ids=["while it is killed", "after"])
+@pytest.mark.parametrize("recursive", [True, False])
+def test_a_child_that_was_on_its_way_when_its_parent_was_killed(over: bool, recursive: bool) -> None:
+    """Nothing of a killed family begins later."""
+    rig = Rig(2)
+    parent = rig.running()
+    rig.cancel(parent, force=True, recursive=recursive)
+    if over:
+        rig.die(parent.lease, parent, ours=True)
+        assert parent.state is State.CANCELLED
+    child = rig.submit(parent=parent.id)
+    if not recursive:
+        assert child.state is State.PENDING
+        assert child.cancel is None
+    elif child.state is State.CANCELLED:
+        assert rig.failure(child)["source"] == "parent"
+    else:  # it was given to a worker in the same moment, and is taken back
+        assert child.cancel is not None
+        assert child.cancel.source == "parent"
+
+
 def test_cancelling_a_finished_parent_touches_nobody() -> None:
     rig = Rig(2)
     parent, child, _ = family(rig)
