@@ -168,7 +168,7 @@ def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [*(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]  # more arguments than these may follow
     return libc
 
 
@@ -200,16 +200,54 @@ def _map(fd: int, size: int, writable: bool) -> memoryview:
         return memoryview(mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=prot, trackfd=False))
     # Before 3.13 an mmap object keeps a duplicate of its descriptor. A notebook that holds a thousand results
     # would run into the usual limit of 1024, so we map without it.
+    return _map_without_descriptor(fd, size, prot)
+
+
+class _Mapping(weakref.ref[Any]):
+    """Unmaps when the last view is gone, in C code alone: a KeyboardInterrupt that came during a callback in Python
+    (weakref.finalize) would be printed and dropped, and the memory stay mapped."""
+
+    __slots__ = ()
+
+    _as_parameter_ = 0  # the callback is munmap, which gets this as a third argument and does not look at it
+
+
+_mappings: dict[int, _Mapping] = {}  # a callback comes only while its weak reference lives
+_mappings_limit = 64  # look for dead ones at so many
+
+
+def _map_without_descriptor(fd: int, size: int, prot: int) -> memoryview:
     import ctypes
 
-    address = _libc().mmap(None, size, prot, mmap.MAP_PRIVATE, fd, 0)
-    if address == ctypes.c_void_p(-1).value:  # MAP_FAILED
-        raise _os_error()
-    memory = (ctypes.c_char * size).from_address(address)
-    # Every view holds `memory`, so this runs after the last of them. Not at exit: they may still be in use.
-    weakref.finalize(memory, _libc().munmap, address, size).atexit = False
-    view = memoryview(memory).cast("B")
-    return view if writable else view.toreadonly()
+    libc = _libc()
+    failed = ctypes.c_void_p(-1).value  # MAP_FAILED
+    mapped: list[int] = []
+    try:
+        # No byte code between the system call and the keeping of its result, nor between the last two lines.
+        mapped.extend(map(libc.mmap, (None,), (size,), (prot,), (mmap.MAP_PRIVATE,), (fd,), (0,)))
+        if mapped[0] == failed:
+            raise _os_error()
+        memory = (ctypes.c_char * size).from_address(mapped[0])
+        view = memoryview(memory).cast("B")
+        mapping = _Mapping(memory, functools.partial(libc.munmap, mapped[0], size))
+        key = id(mapping)
+        _mappings[key] = mapping
+        mapped = []
+    except BaseException:
+        if mapped and mapped[0] != failed:
+            libc.munmap(mapped[0], size)
+        raise
+    if len(_mappings) > _mappings_limit:
+        _forget_dead()
+    return view if prot & mmap.PROT_WRITE else view.toreadonly()
+
+
+def _forget_dead() -> None:
+    global _mappings_limit
+    for key, mapping in list(_mappings.items()):
+        if mapping() is None:
+            _mappings.pop(key, None)
+    _mappings_limit = 64 + 2 * len(_mappings)
 
 
 def _has_memfd() -> bool:
