@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import pickle
 import random
 import time
 from collections.abc import Iterator
@@ -274,6 +275,35 @@ def test_tasks_behind_a_slow_one_run_elsewhere_when_there_is_room(marks: Any, tm
     words.say(tmp_path / "go")
     assert jt.get(refs[0], timeout=NET) == 0
     assert [marks[2 * i] for i in range(200)] == [1] * 200
+
+
+def test_a_task_that_waits_for_one_behind_it_in_its_own_packet(one_worker: None, tmp_path: Path) -> None:
+    """1. the only worker has read [first, t1 .. t31]   2. first gets a ref to t31 and waits for it: t31 and all between
+    are handed back and run in a worker that takes the free slot, instead of waiting for who waits for them."""
+
+    def hold(place: str) -> None:
+        words.say(f"{place}/held")
+        words.hear(f"{place}/hold")
+
+    def task(place: str, i: int) -> int:
+        if i:
+            return i
+        words.say(f"{place}/first")
+        (ref,) = pickle.loads(bytes.fromhex(words.hear(f"{place}/wanted")))
+        return 1000 + int(jt.get(ref))
+
+    remote = jt.remote(task)
+    for i in range(1, 4):  # the function is known as a quick one
+        jt.get(remote.remote(str(tmp_path), i), timeout=NET)
+    holder = jt.remote(hold).remote(str(tmp_path))
+    words.hear(tmp_path / "held")
+    ahead = jt.remote(abs).remote(-1)
+    refs = [remote.remote(str(tmp_path), i) for i in range(64)]
+    words.say(tmp_path / "hold")
+    jt.get([holder, ahead], timeout=NET)
+    words.hear(tmp_path / "first")
+    words.say(tmp_path / "wanted", pickle.dumps([refs[31]]).hex())
+    assert jt.get(refs, timeout=NET) == [1031, *range(1, 64)]
 
 
 # -- exactly once -----------------------------------------------------------------------------------------------------------
