@@ -15,14 +15,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from jupyter_tasks import exceptions, launch
-from jupyter_tasks.client import Client
 from jupyter_tasks.refs import ObjectRef, set_client_source
-from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import CLIENT_SHIFT, Flag, Kind
 from jupyter_tasks.worker import context
+
+if TYPE_CHECKING:
+    from jupyter_tasks.client import Client
 
 __all__ = [
     "RemoteFunction",
@@ -266,6 +267,8 @@ class RemoteFunction(Generic[T]):
             retry = self._options.get("retry_exceptions", False)
             if retry:
                 extras["retry_exceptions"] = True if retry is True else tuple(retry)
+            from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
+
             data, buffers = serialize.dumps((self._function, extras), root=self._name)
             fn = client.new_function(shared.pack(data, buffers), _wire_options(self._options, self._name))
             self._known = (client, fn)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.client import START_LIMIT, Client, read_welcome
 from jupyter_tasks.wire.frames import PROTOCOL, Kind, frame, to_json
+
+if TYPE_CHECKING:
+    from jupyter_tasks.client import Client
 
 __all__ = ["Session", "detect_cpus", "start"]
 
@@ -64,8 +65,7 @@ class Session:
             self.process.wait(1)
         code = self.process.returncode
         with contextlib.suppress(OSError, ValueError):
-            self.log.seek(0)
-            last = self.log.read().decode(errors="replace").strip().splitlines()
+            last = os.pread(self.log.fileno(), 1 << 20, 0).decode(errors="replace").strip().splitlines()
             if last:
                 return last[-1]
         if code is not None and code < 0:
@@ -104,7 +104,7 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         JupyterTasksError: it could not be started; says what it wrote.
     """
     directory = _private_directory()
-    mark = secrets.token_hex(8)
+    mark = os.urandom(8).hex()
     ours, theirs = socket.socketpair()
     log = tempfile.TemporaryFile()  # lives as long as the session
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -134,12 +134,15 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         "kernel_pid": os.getpid(),
         "directory": directory,
         "socket": os.path.join(directory, "s"),
-        "key": secrets.token_hex(32),
+        "key": os.urandom(32).hex(),
         "mark": mark,
     }
     try:
-        ours.settimeout(START_LIMIT)
         ours.sendall(frame(Kind.HELLO, 0, to_json(config)))
+        # Only now: while we import the client, the supervisor imports its own modules (20 ms of a cold start).
+        from jupyter_tasks.client import START_LIMIT, Client, read_welcome
+
+        ours.settimeout(START_LIMIT)
         welcome = read_welcome(ours)
     except BaseException as error:
         ours.close()

@@ -42,7 +42,7 @@ from jupyter_tasks.engine.events import (
     UnBlocked,
     WaitBegan,
 )
-from jupyter_tasks.supervisor import platform, reaper
+from jupyter_tasks.supervisor import platform, reaper, zygote
 from jupyter_tasks.wire import page as layout
 from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Kind, frame, from_json, to_json
 from jupyter_tasks.wire.page import Page
@@ -110,7 +110,9 @@ class _Worker:
 class LocalBackend(Backend):
     """See the module's text."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_zygote: tuple[int, socket.socket] | None = None) -> None:
+        """The zygote may run already: its process id, and our end of its socket."""
+        self._first_zygote = first_zygote
         self.capabilities = Capabilities(depth=2, packet=32)
         self._workers: dict[int, _Worker] = {}  # by number
         self._by_pid: dict[int, _Worker] = {}
@@ -135,28 +137,10 @@ class LocalBackend(Backend):
         if not seq:
             self.capabilities = Capabilities(depth=1, packet=1)
         self._seq = seq
-        self._zygote = self._start_zygote()
+        self._zygote_pid, self._zygote = self._first_zygote or zygote.start(config)
+        host.watch(self._zygote.fileno(), self._zygote_says)
 
     # -- the zygote -------------------------------------------------------------------------------------------
-
-    def _start_zygote(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if self._seq else socket.SOCK_STREAM)
-        self._zygote_pid = os.fork()
-        if not self._zygote_pid:
-            status = 1
-            try:
-                from jupyter_tasks.supervisor import zygote
-
-                kept = os.dup2(theirs.fileno(), 199, inheritable=False)
-                os.closerange(3, 199)
-                os.closerange(200, 65536)
-                zygote.main(socket.socket(fileno=kept), self._config)
-                status = 0
-            finally:
-                os._exit(status)
-        theirs.close()
-        self._host.watch(ours.fileno(), self._zygote_says)
-        return ours
 
     def _zygote_says(self, _: int) -> None:
         message = b""
@@ -175,7 +159,8 @@ class LocalBackend(Backend):
         if self._stopping:
             return
         # Somebody killed it. Those it was asked for and has not forked will never come.
-        self._zygote = self._start_zygote()
+        self._zygote_pid, self._zygote = zygote.start(self._config)
+        self._host.watch(self._zygote.fileno(), self._zygote_says)
         for worker in [worker for worker in self._workers.values() if not worker.page.words[layout.PID]]:
             self._could_not_start(worker, "the zygote has ended")
 

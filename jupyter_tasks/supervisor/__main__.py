@@ -6,8 +6,7 @@ import os
 import socket
 from typing import NoReturn
 
-from jupyter_tasks.supervisor import platform
-from jupyter_tasks.supervisor.loop import Supervisor
+from jupyter_tasks.supervisor import platform, zygote
 from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Kind, from_json
 
 __all__ = ["main"]
@@ -23,7 +22,12 @@ def main(fd: int) -> NoReturn:
     if kind != Kind.HELLO:
         raise SystemExit("The first word was not HELLO; a supervisor is started by jupyter_tasks only.")
     config = from_json(_receive(kernel, size))
-    Supervisor(kernel, config).run()
+    first_zygote = zygote.start(config)
+    # Only now: while we import the supervisor's modules, the zygote imports the workers' (20 ms of a cold start).
+    from jupyter_tasks.backends.local import LocalBackend
+    from jupyter_tasks.supervisor.loop import Supervisor
+
+    Supervisor(kernel, config, LocalBackend(first_zygote)).run()
 
 
 def _receive(sock: socket.socket, count: int) -> bytes:

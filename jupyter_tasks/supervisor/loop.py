@@ -102,7 +102,7 @@ class _Client:
 class Supervisor:
     """See the module's text. `run` never returns."""
 
-    def __init__(self, kernel: socket.socket, config: dict[str, Any]) -> None:
+    def __init__(self, kernel: socket.socket, config: dict[str, Any], backend: LocalBackend) -> None:
         self._config = config
         self._dir: str = config["directory"]
         self._poll = platform.new_poll()
@@ -120,7 +120,7 @@ class Supervisor:
         self._cpu_before: dict[int, float] = {}
         self._usage_planned = False
         self._signals = self._take_signals()
-        self._backend = LocalBackend()
+        self._backend = backend
         self._backend.start(self, config)
         total = {name: round(amount * CPU_UNITS) for name, amount in config["total"].items()}
         self._scheduler = Scheduler(total, self._backend.capabilities)

@@ -22,12 +22,31 @@ import sys
 import time
 from typing import Any
 
-from jupyter_tasks.supervisor import reaper
+from jupyter_tasks.supervisor import platform, reaper
 from jupyter_tasks.wire.sockets import receive
 
-__all__ = ["MARK", "main", "sweep_marked"]
+__all__ = ["MARK", "main", "start", "sweep_marked"]
 
 MARK = "JUPYTER_TASKS_SESSION"  # environment variable that every process below a worker inherits
+
+
+def start(config: dict[str, Any]) -> tuple[int, socket.socket]:
+    """Forks a zygote; returns its process id and our end of its socket.
+
+    The supervisor does this before it imports its own modules: so both import at the same time.
+    """
+    ours, theirs, _ = platform.worker_socketpair()
+    pid = os.fork()
+    if not pid:
+        try:
+            kept = os.dup2(theirs.fileno(), 199, inheritable=False)
+            os.closerange(3, 199)
+            os.closerange(200, 65536)
+            main(socket.socket(fileno=kept), config)
+        finally:
+            os._exit(1)
+    theirs.close()
+    return pid, ours
 
 
 def main(sock: socket.socket, config: dict[str, Any]) -> None:
