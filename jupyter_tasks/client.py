@@ -559,15 +559,19 @@ class Client:
 
     # -- values -----------------------------------------------------------------------------------------------
 
-    def value(self, ref: ObjectRef) -> Any:
-        """What a final ref stands for: returns the value, or raises the task's error."""
+    def value(self, ref: ObjectRef, originals: Mapping[int, Any] | None = None) -> Any:
+        """What a final ref stands for: returns the value, or raises the task's error.
+
+        Args:
+            originals: objects of ours that the value names by their places (see wire.identity).
+        """
         if ref._kind != Kind.RESULT:
             raise self._error(ref._kind, ref._body or b"", ref)
         if ref._body is None:
             data, buffers = self._fetch(ref)
         else:
             data, buffers = shared.unpack(ref._body, None, writable=True)
-        return serialize.loads(data, buffers, namespace=self.namespace)
+        return serialize.loads(data, buffers, namespace=self.namespace, originals=originals)
 
     def _fetch(self, ref: ObjectRef) -> tuple[Any, list[memoryview]]:
         """Brings the bytes of a big value and maps them. Blocks."""

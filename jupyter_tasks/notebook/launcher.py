@@ -24,7 +24,7 @@ from jupyter_tasks.notebook.board import FINAL_STATES, Board, strip_ansi
 from jupyter_tasks.notebook.feed import Feed
 from jupyter_tasks.notebook.output import Place, Router, Screen
 from jupyter_tasks.refs import Dependency, ObjectRef
-from jupyter_tasks.wire import serialize, shared
+from jupyter_tasks.wire import identity, serialize, shared
 from jupyter_tasks.wire.frames import Kind, show_id
 
 __all__ = ["CellOptions", "Launcher"]
@@ -62,6 +62,7 @@ class _Launched:
     board: Board | None
     bound: dict[str, ObjectRef] = field(default_factory=dict)
     replaced: dict[str, Any] = field(default_factory=dict)  # what the bound names held before
+    sent: identity.Sent | None = None  # with `-o '*'`: the objects that come home as themselves
 
 
 class Launcher:
@@ -131,7 +132,8 @@ class Launcher:
         taken = self._captured(options, names)
         label = options.name or f"cell {self._number()}"
         wire = self._wire_options(options, outs, label, first_line)
-        payload = self._pack(cell, taken, names, wire, label)
+        sent = identity.Sent() if outs == "*" else None
+        payload = self._pack(cell, taken, names, wire, label, sent)
         client = self._started()
         try:
             api._check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, client.settings["total"], label)
@@ -139,7 +141,7 @@ class Launcher:
             payload.close()
             raise UsageError(f"%%remote: {error}") from None
         self._warm(client)
-        self._run(client, payload, wire, label, outs, options)
+        self._run(client, payload, wire, label, outs, options, sent)
 
     def _number(self) -> int:
         """The N of this cell's In[N]. (IPython 9 counts `execution_count` up before the cell runs, 8 after it.)"""
@@ -200,7 +202,7 @@ class Launcher:
             "first_line": first_line,
             "wait": options.wait,
             "max_retries": options.retries,
-            "value": bool(options.name) or (options.wait and star),
+            "value": bool(options.name),
             "num_returns": 2 if star else 1 + len(outs),
         }
         if star:
@@ -213,7 +215,13 @@ class Launcher:
         return wire
 
     def _pack(
-        self, cell: str, taken: dict[str, Any], names: capture.CellNames, wire: dict[str, Any], label: str
+        self,
+        cell: str,
+        taken: dict[str, Any],
+        names: capture.CellNames,
+        wire: dict[str, Any],
+        label: str,
+        identities: identity.Sent | None,
     ) -> shared.Payload:
         """Source and names in one pickle, so that shared objects stay shared."""
         deps: list[int] = []
@@ -239,7 +247,8 @@ class Launcher:
                 content,
                 namespace=self._ip.user_ns,
                 root=lambda: sent,
-                reducers=_noting(pins),
+                reducers=_noting(pins, identity.Views(sent.values())),
+                memo=identities.objects if identities is not None else None,
             )
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None
@@ -274,6 +283,7 @@ class Launcher:
         label: str,
         outs: list[str] | str,
         options: CellOptions,
+        sent: identity.Sent | None,
     ) -> None:
         place = self._screen.here()
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -287,10 +297,10 @@ class Launcher:
             self._feed.add(id, board, place)
         submitted = client.submit_packed(Kind.TASK, 0, payload, label, wire, wire["num_returns"], id)
         returns = submitted if isinstance(submitted, list) else [submitted]
-        launched = _Launched(label, returns[0], returns, place, board)
+        launched = _Launched(label, returns[0], returns, place, board, sent=sent)
         self._bind(launched, outs, options)
         if options.wait:
-            self._wait(client, launched, news, star=outs == "*")
+            self._wait(client, launched, news)
         else:
             self._open[id] = launched
             client.when_final(launched.ref, lambda ref: self._ended(launched))
@@ -364,7 +374,7 @@ class Launcher:
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
-    def _wait(self, client: Client, launched: _Launched, news: queue.SimpleQueue[Any], *, star: bool) -> None:
+    def _wait(self, client: Client, launched: _Launched, news: queue.SimpleQueue[Any]) -> None:
         """Blocks like a normal cell: shows what comes, brings names back, raises the cell's error."""
         ref = launched.ref
         client.when_final(ref, lambda _: news.put(None))
@@ -383,26 +393,32 @@ class Launcher:
                 client.cancel(ref.id, force=stops > 1, source="interrupt")
         shown.flush()
         self._router.remove(ref.id)
-        if star:
-            self._bring_back(launched.returns[1])
+        if launched.sent is not None:
+            value = self._bring_home(launched.returns[1], launched.sent)
+            if shown.has_result:
+                self._ip.displayhook.update_user_ns(value)
         if ref._kind == Kind.RESULT:
-            if star and shown.has_result:
-                self._ip.displayhook.update_user_ns(client.value(ref))
             return
         if launched.replaced:
             self._put_back.append(launched)
         raise _as_in_the_kernel(_error_of(ref), shown.stopped_lines)
 
-    def _bring_back(self, ref: ObjectRef) -> None:
+    def _bring_home(self, ref: ObjectRef, sent: identity.Sent) -> Any:
+        """Does to the namespace, and to the objects in it, what the cell has done. Returns the cell's value."""
         if ref._kind != Kind.RESULT:
-            return  # cancelled or crashed: nothing to bring
-        changes = ref._client.value(ref)
+            return None  # killed or crashed: nothing came
+        home = ref._client.value(ref, sent.objects)
         namespace = self._ip.user_ns
-        for name in changes["deleted"]:
+        failed = identity.apply(home["changed"])
+        for name in home["deleted"]:
             namespace.pop(name, None)
-        namespace.update(changes["assigned"])
-        for name, reason in list(changes["left_out"].items())[:MOST_NOTED]:
-            print(f"{name} stays in the worker: {reason}", file=sys.stderr)
+        namespace.update(home["assigned"])
+        notes = [f"{name} stays in the worker: {reason}" for name, reason in home["left_out"].items()] + failed
+        for note in notes[:MOST_NOTED]:
+            print(note, file=sys.stderr)
+        if len(notes) > MOST_NOTED:
+            print(f"... and {len(notes) - MOST_NOTED} more.", file=sys.stderr)
+        return home["value"]
 
 
 class _Shown:
@@ -482,11 +498,12 @@ def _as_in_the_kernel(error: BaseException, stopped_lines: list[str]) -> BaseExc
     return _shown_as(error, [f"{type(error).__name__}: {error}"])
 
 
-def _noting(pins: list[int]) -> Any:
+def _noting(pins: list[int], views: identity.Views) -> Any:
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
             pins.append(value.id)
-        return NotImplemented
+            return NotImplemented
+        return views(value)
 
     return reduce
 

@@ -65,6 +65,8 @@ def dumps(
     root: Root = "value",
     reducers: Reducers | None = None,
     to: str = "a worker",
+    memo: dict[int, Any] | None = None,
+    known: Mapping[int, int] | None = None,
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Pickles `value`; the buffers (arrays) are views of the caller's memory, not copies.
 
@@ -73,17 +75,25 @@ def dumps(
         root: what error messages call the value.
         reducers: a hook for objects only the caller knows.
         to: where the value goes, for error messages.
+        memo: gets every object that was pickled but the namespace, by its place in the pickle (see `identity`).
+        known: ids of objects that the other side has, with their places there; each travels as its place.
 
     Raises UnserializableError, which names the culprit, if the value or its own pickling code is at fault.
     MemoryError, KeyboardInterrupt and our own errors raised by `reducers` pass through. A failed dumps
     leaves nothing behind.
     """
-    if _is_plain(value):
+    if _is_plain(value) and memo is None and known is None:
         return pickle.dumps(value, PROTOCOL), []
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     try:
-        _Pickler(file, buffers.append, namespace, reducers).dump(value)
+        pickler = _Pickler(file, buffers.append, namespace, reducers)
+        if known is not None:
+            places = known.get
+            pickler.persistent_id = lambda obj: places(id(obj))
+        pickler.dump(value)
+        if memo is not None:
+            memo.update((place, held) for place, held in pickler.memo.copy().values() if held is not namespace)
     except (MemoryError, JupyterTasksError):
         raise
     except Exception as error:
@@ -96,20 +106,51 @@ def loads(
     buffers: Iterable[Any] = (),
     *,
     namespace: Namespace | None = None,
+    memo: dict[int, Any] | None = None,
+    originals: Mapping[int, Any] | None = None,
 ) -> Any:
     """Builds the value that `dumps` pickled.
 
     Functions of the sender's namespace are rebound to `namespace`. Without one they get a fresh dict, which
     all functions of this pickle share. Raises whatever the objects' own code raises.
+
+    Args:
+        memo: gets every object of the pickle but the namespace, by its place.
+        originals: what stands for the places in it (`known`, on the other side).
     """
     if data[:1] != _GLOBAL:  # a pickle that was made without a namespace begins with the opcode PROTO
-        return pickle.loads(data, buffers=buffers)
+        return _unpickle(data, buffers, memo, originals)
     outer = _load.namespace
     _load.namespace = namespace
     try:
-        return pickle.loads(data, buffers=buffers)
+        return _unpickle(data, buffers, memo, originals)
     finally:
         _load.namespace = outer
+
+
+def _unpickle(
+    data: bytes | memoryview,
+    buffers: Iterable[Any],
+    memo: dict[int, Any] | None,
+    originals: Mapping[int, Any] | None,
+) -> Any:
+    if memo is None and originals is None:
+        return pickle.loads(data, buffers=buffers)
+    unpickler = _Unpickler(io.BytesIO(data), buffers=buffers)
+    unpickler.originals = originals or {}
+    value = unpickler.load()
+    if memo is not None:
+        # Not the namespace: what becomes of it, name by name, is the caller's business.
+        memo.update((place, held) for place, held in unpickler.memo.copy().items() if held is not _load.namespace)
+    return value
+
+
+class _Unpickler(pickle.Unpickler):
+    originals: Mapping[int, Any]
+    memo: Any
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.originals[pid]
 
 
 # --- The short cut for plain values -----------------------------------------------------------------------

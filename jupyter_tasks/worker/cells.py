@@ -6,18 +6,16 @@ cell of a process that did not get it from the zygote.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jupyter_tasks.exceptions import UnserializableError
-from jupyter_tasks.wire import serialize, shared
+from jupyter_tasks.wire import identity, serialize, shared
 from jupyter_tasks.wire.frames import Kind, to_json
 from jupyter_tasks.worker import progress
 from jupyter_tasks.worker.shell import CellOutcome, worker_shell
 
-__all__ = ["changes", "forget", "namespace", "pack", "run"]
-
-_UNCHANGING = (int, float, complex, bool, str, bytes, type(None), range, type, type(len), type(serialize))
+__all__ = ["forget", "namespace", "pack", "pack_changes", "run"]
 
 
 def namespace() -> dict[str, Any]:
@@ -26,11 +24,7 @@ def namespace() -> dict[str, Any]:
 
 
 def run(worker: Any, id: int, options: Mapping[str, Any], content: Mapping[str, Any]) -> CellOutcome:
-    """Runs one cell. What it displays leaves at once; its end is returned.
-
-    Raises:
-        KeyboardInterrupt: it was interrupted, and did not turn that into something else.
-    """
+    """Runs one cell. What it displays leaves at once; its end is returned, also that it was interrupted."""
 
     def emit(kind: str, message: dict[str, Any]) -> None:
         worker.send(Kind.DISPLAY, id, to_json({"type": kind, "content": message}))
@@ -47,7 +41,6 @@ def run(worker: Any, id: int, options: Mapping[str, Any], content: Mapping[str, 
     if isinstance(outcome.error, KeyboardInterrupt):
         # How it looked when it stopped, for the cell that waits; the end itself is told as for every task.
         emit("stopped", {"traceback": outcome.traceback})
-        raise KeyboardInterrupt
     return outcome
 
 
@@ -56,29 +49,59 @@ def forget() -> None:
     worker_shell().reset()
 
 
-def changes(outcome: CellOutcome, content: Mapping[str, Any]) -> dict[str, Any]:
-    """For `-o '*'`: what the cell assigned, deleted or changed, and what cannot be sent, with the reason."""
-    before = content["names"]
+def pack_changes(outcome: CellOutcome, content: Mapping[str, Any]) -> shared.Payload:
+    """For `-o '*'`: what the cell assigned, deleted and changed in place, its value, and what cannot be sent (with the
+    reason): all in one pickle, in which the notebook's own objects travel as their places."""
+    before, received = content["names"], content["received"]
     missing = object()
+    changed = received.changes()
     assigned = {
         name: value
         for name, value in outcome.namespace.items()
-        if before.get(name, missing) is not value
-        or (name in content.get("mutates", ()) and not isinstance(value, _UNCHANGING))
+        # A name that was a ref: its value is no object of the notebook's, so the analysis must say what is changed.
+        if before.get(name, missing) is not value or (name in content["mutates"] and name in content["resolved"])
     }
-    deleted = [name for name in before if name not in outcome.namespace]
-    left_out: dict[str, str] = {}
+    home: dict[str, Any] = {
+        "assigned": assigned,
+        "deleted": [name for name in before if name not in outcome.namespace],
+        "changed": changed,
+        "value": outcome.value,
+        "left_out": {},
+    }
+    views = identity.Views([*received.arrays(), *assigned.values(), outcome.value])
+
+    def pickled(value: Any, root: str = "value") -> Any:
+        return serialize.dumps(
+            value, namespace=_own(), known=received.places, reducers=views, root=root, to="the notebook"
+        )
+
     try:
-        serialize.dumps(assigned, namespace=_own())
+        data, buffers = pickled(home)
     except UnserializableError:
-        # Some of it cannot go: find out which, one by one, and send the rest in one pickle all the same.
-        for name, value in list(assigned.items()):
-            try:
-                serialize.dumps(value, namespace=_own(), root=name, to="the notebook")
-            except UnserializableError as error:
-                left_out[name] = str(error)
-                del assigned[name]
-    return {"assigned": assigned, "deleted": deleted, "left_out": left_out}
+        home["left_out"] = _leave_out(home, pickled)
+        data, buffers = pickled(home)
+    return shared.pack(data, buffers)
+
+
+def _leave_out(home: dict[str, Any], pickled: Callable[..., Any]) -> dict[str, str]:
+    """Some of it cannot go: finds out which, one by one. The rest goes in one pickle all the same."""
+    left_out: dict[str, str] = {}
+
+    def goes(value: Any, name: str) -> bool:
+        try:
+            pickled(value, name)
+        except UnserializableError as error:
+            left_out[name] = str(error)
+            return False
+        return True
+
+    home["assigned"] = {name: value for name, value in home["assigned"].items() if goes(value, name)}
+    home["changed"] = [
+        change for change in home["changed"] if goes(change, f"a {type(change.original).__name__} that was changed")
+    ]
+    if not goes(home["value"], "the cell's value"):
+        home["value"] = None
+    return left_out
 
 
 def pack(value: Any) -> shared.Payload:

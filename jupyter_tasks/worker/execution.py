@@ -52,7 +52,7 @@ from jupyter_tasks.worker.output import Streams
 
 __all__ = ["start"]
 
-FLUSH_AFTER = 0.001  # seconds after which a packet's ends are not held back any more (NOTES-engine 11)
+FLUSH_AFTER = 0.001  # seconds after which a packet's ends are not held back any more; a whole packet takes about that
 LOOK_AGAIN = 0.05  # seconds between looks at whether what a task left running has ended
 MOST_DURATION = 15  # log2 us; the four bits that a header has for it
 
@@ -195,6 +195,7 @@ class _Worker:
         self.streams.install()
         guard.install()
         ends: list[bytes] | None = None
+        partly: list[bytes] = []  # what an interrupted cell gives back
         fds: list[int] = []
         began = time.perf_counter()
         try:
@@ -205,8 +206,10 @@ class _Worker:
             else:
                 ends, fds = self._attempt(id, fn, options, body, fd)
             guard.in_user_code = False
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             guard.in_user_code = False
+            if isinstance(stop, _Stopped):
+                partly, fds = stop.ends, stop.fds
         except BaseException:
             # Nothing of the user's ends here: this is a fault of ours, and must not take the worker's loop along.
             guard.in_user_code = False
@@ -220,7 +223,7 @@ class _Worker:
         left_over = self._leaves_something()
         if ends is None:
             tainted = Flag.TAINTED if left_over or guard.tainted else 0
-            ends = [frame(Kind.INTERRUPTED, id, flags=tainted)]
+            ends = [*partly, frame(Kind.INTERRUPTED, id, flags=tainted)]
             if tainted:
                 self._condemned = self._given_back = True
         else:
@@ -434,7 +437,7 @@ class _Worker:
         return ends, fds
 
     def _leave(self, error: SystemExit) -> None:
-        """sys.exit in a function task ends the process, as it would end a program (SEMANTICS 1)."""
+        """sys.exit in a function task ends the process, as it would end a program (docs/semantics.md, Ends)."""
         code = error.code
         if code is not None and not isinstance(code, int):
             print(code, file=sys.stderr)
@@ -475,21 +478,33 @@ class _Worker:
         """Runs one cell in the shell. Raises only KeyboardInterrupt."""
         from jupyter_tasks.worker import cells
 
-        content = self._content(body, fd, cells.namespace())
+        content = self._content(body, fd, cells.namespace(), options)
         self._cleanup = cells.forget
         outcome = cells.run(self, id, options, content)
-        return self._cell_ends(id, options, content, outcome)
+        ends, fds = self._cell_ends(id, options, content, outcome)
+        if isinstance(outcome.error, KeyboardInterrupt):
+            raise _Stopped(ends, fds)
+        return ends, fds
 
-    def _content(self, body: bytes, fd: int | None, namespace: dict[str, Any]) -> dict[str, Any]:
+    def _content(
+        self, body: bytes, fd: int | None, namespace: dict[str, Any], options: dict[str, Any]
+    ) -> dict[str, Any]:
         """The cell's source and the names it reads, with values in the place of refs."""
         try:
             data, buffers = shared.unpack(body, fd, writable=True)
         finally:
             _close(fd)
-        content: dict[str, Any] = serialize.loads(data, buffers, namespace=namespace)
+        memo: dict[int, Any] | None = {} if options.get("star") else None
+        content: dict[str, Any] = serialize.loads(data, buffers, namespace=namespace, memo=memo)
+        names = content["names"]
+        content["resolved"] = {name for name, value in names.items() if type(value) is Dependency}
         content["names"] = {
-            name: self._resolve(value, writable=True, namespace=namespace) for name, value in content["names"].items()
+            name: self._resolve(value, writable=True, namespace=namespace) for name, value in names.items()
         }
+        if memo is not None:
+            from jupyter_tasks.wire import identity
+
+            content["received"] = identity.Received(memo)
         return content
 
     def _cell_ends(
@@ -500,7 +515,7 @@ class _Worker:
 
         returns: list[tuple[int, Any]] = []
         if options.get("star"):
-            returns.append((id + 1, cells.changes(outcome, content)))
+            returns.append((id + 1, cells.pack_changes(outcome, content)))  # also after an error, or an interrupt
         elif outcome.error is None:
             for i, name in enumerate(options.get("outs", ()), start=1):
                 if name in outcome.namespace:
@@ -516,14 +531,14 @@ class _Worker:
                 if isinstance(value, NameError) and place != id:
                     ends.append(self._error_frame(place, (NameError, value, None), flags=0))
                     continue
-                payload = cells.pack(value)
+                payload = value if isinstance(value, shared.Payload) else cells.pack(value)
                 if payload.fd is not None:
                     fds.append(payload.fd)
                 ends.append(frame(Kind.RESULT, place, payload.head, fds=payload.fd is not None))
         except BaseException:
             _close_all(fds)
             raise
-        if outcome.error is not None:
+        if outcome.error is not None and not isinstance(outcome.error, KeyboardInterrupt):
             info = (type(outcome.error), outcome.error, outcome.error.__traceback__)
             ends.append(self._error_frame(id, info, flags=0, lines=outcome.traceback))
         return ends, fds
@@ -561,9 +576,18 @@ class _Worker:
             self.send(Kind.IDLE, 0, b"")
 
 
+class _Stopped(KeyboardInterrupt):
+    """A cell was interrupted, and gives back what it has done so far."""
+
+    def __init__(self, ends: list[bytes], fds: list[int]) -> None:
+        super().__init__()
+        self.ends = ends
+        self.fds = fds
+
+
 def _call(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A frame of its own between the worker's try and user code: on 3.13.0 an exception of a signal handler can
-    escape a `try` whose loop is in the same frame (NOTES-engine 5)."""
+    escape a `try` whose loop is in the same frame (49 of 300 did)."""
     return call(*args, **kwargs)
 
 
