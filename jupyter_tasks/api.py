@@ -209,6 +209,11 @@ class RemoteFunction(Generic[T]):
     def __init__(self, function: Callable[..., T], options: dict[str, Any]) -> None:
         if not callable(function):
             raise TypeError(f"@jt.remote needs a function, not {type(function).__name__}.")
+        if inspect.isclass(function):
+            raise TypeError(
+                f"@jt.remote makes functions remote; {function.__name__} is a class, and actors are not there yet. "
+                f"For an instance made in a worker, put the call into a function."
+            )
         self._function = function
         self._options = _checked(options)
         self._name = str(self._options.get("name") or getattr(function, "__name__", type(function).__name__))
@@ -474,7 +479,7 @@ def wait(
 
     Raises:
         TypeError: not a list of refs.
-        ValueError: duplicates, no refs, `num_returns` out of range, a negative timeout.
+        ValueError: duplicates, `num_returns` out of range, a negative timeout.
     """
     if isinstance(refs, ObjectRef):
         raise TypeError("wait() takes a list of ObjectRefs; put the ref in a list.")

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
+from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote
 from jupyter_tasks.show import show_bytes
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import (
@@ -183,7 +183,7 @@ class Client:
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         if self._epoll is not None:
             self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
-        self._reader = threading.Thread(target=self._read_on, name="jupyter-tasks-reader", daemon=True)
+        self._reader = threading.Thread(target=self._read_on, name=f"{THREAD_PREFIX}reader", daemon=True)
         self._reader.start()
 
     # -- submitting -------------------------------------------------------------------------------------------
@@ -735,7 +735,7 @@ class Client:
 
     def _need_events(self) -> None:
         if self._event_thread is None and not self._closing:
-            self._event_thread = threading.Thread(target=self._tell_events, name="jupyter-tasks-events", daemon=True)
+            self._event_thread = threading.Thread(target=self._tell_events, name=f"{THREAD_PREFIX}events", daemon=True)
             self._event_thread.start()
 
     def drain_events(self, timeout: float = 2.0) -> None:

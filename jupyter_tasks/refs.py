@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from jupyter_tasks.client import Client
 
-__all__ = ["Dependency", "ObjectRef", "RefNote", "set_client_source"]
+__all__ = ["THREAD_PREFIX", "Dependency", "ObjectRef", "RefNote", "set_client_source"]
+
+THREAD_PREFIX = "jupyter-tasks-"  # names of a client's threads: they belong to the process, not to a task
 
 _client_source: Callable[[], Client] | None = None
 

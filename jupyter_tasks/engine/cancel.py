@@ -19,7 +19,7 @@ from enum import IntEnum
 __all__ = ["TERMINATE_GRACE", "TIMEOUT_GRACE", "Cancel", "Rung"]
 
 TERMINATE_GRACE = 1.0  # seconds between SIGTERM and SIGKILL; an honest guess, what init systems give is 5 to 90
-TIMEOUT_GRACE = 5.0  # seconds a task that ran out of time gets to clean up (SEMANTICS 1)
+TIMEOUT_GRACE = 5.0  # seconds a task that ran out of time gets to clean up (docs/semantics.md, Ends)
 
 
 class Rung(IntEnum):

@@ -67,7 +67,7 @@ __all__ = ["HISTORY", "Scheduler"]
 
 HISTORY = 1000  # finished tasks that `%tasks` can still show; a record holds no value
 FALSE_STARTS = 3  # workers that may die before they begin a task; an honest guess
-PACKET_US = 1024  # a packet is at most about a millisecond of work, so that its tail is never far (NOTES-engine 11)
+PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
 
@@ -476,6 +476,8 @@ class Scheduler:
                 if end.id in lease.ghosts:
                     lease.ghosts.discard(end.id)  # passed over, as it should be: it runs elsewhere
                 else:
+                    self._tell(told)  # in order: what an interrupted cell gives back comes before its end
+                    told = {}
                     self._interrupted(lease, task, end, now)
                 continue
             durations[task.fn] = end.flags >> DURATION_SHIFT
@@ -784,7 +786,7 @@ class Scheduler:
     # -- stopping ---------------------------------------------------------------------------------------------
 
     def _cancel_asked(self, event: CancelAsked, now: float) -> None:
-        task = self._task_behind(event.id)
+        task = self.task_of(event.id)
         if task is None:
             return  # finished long ago, or not a task: nothing happens
         if task.state in FINAL:
@@ -797,7 +799,7 @@ class Scheduler:
             for id in children:
                 self._cancel_asked(event._replace(id=id, source="parent"), now)
 
-    def _task_behind(self, id: int) -> Task | None:
+    def task_of(self, id: int) -> Task | None:
         """The task with this id, or the one of whose return values this is one; of the final ones at least those
         that have left something running."""
         task = self.live.get(id)

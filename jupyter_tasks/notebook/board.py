@@ -202,7 +202,7 @@ class Board:
             parts.append(f" {'after' if self.is_final else 'for'} {show_seconds(seconds)}")
         record = self.record
         if self.state == "pending" and record.get("waiting_for"):
-            parts.append(f", waits for task {', '.join(record['waiting_for'])}")
+            parts.append(f", waits for {', '.join(record['waiting_for'])}")
         elif self.state == "pending" and record.get("slots_held_by"):
             parts.append(f", the slots are held by {', '.join(record['slots_held_by'])}")
         if record.get("attempt"):

@@ -61,7 +61,8 @@ class _Launched:
     place: Place
     board: Board | None
     bound: dict[str, ObjectRef] = field(default_factory=dict)
-    replaced: dict[str, Any] = field(default_factory=dict)  # what the bound names held before
+    replaced: dict[str, Any] = field(default_factory=dict)  # what the bound names held before: values, or refs
+    before: dict[str, _Launched] = field(default_factory=dict)  # the launch that had bound such a ref, if it was open
     sent: identity.Sent | None = None  # with `-o '*'`: the objects that come home as themselves
 
 
@@ -310,8 +311,12 @@ class Launcher:
         if outs != "*":
             for name, ref in zip(outs, launched.returns[1:], strict=True):
                 ref.label = f"{name} of {launched.label}"
-                if name in namespace and not isinstance(namespace[name], ObjectRef):
-                    launched.replaced[name] = namespace[name]
+                held = namespace.get(name)
+                if name in namespace and not _came_to_nothing(held):
+                    launched.replaced[name] = held
+                    earlier = next((each for each in self._open.values() if each.bound.get(name) is held), None)
+                    if earlier is not None:
+                        launched.before[name] = earlier
                 namespace[name] = launched.bound[name] = ref
         if options.name:
             namespace[options.name] = launched.ref
@@ -368,9 +373,9 @@ class Launcher:
         """A cancelled `df = df.dropna()` must not cost `df`: what `-o` replaced comes back if no value came."""
         while self._put_back:
             launched = self._put_back.pop()
-            for name, value in launched.replaced.items():
+            for name in launched.replaced:
                 if self._ip.user_ns.get(name) is launched.bound[name]:
-                    self._ip.user_ns[name] = value
+                    self._ip.user_ns[name] = _held_before(launched, name)
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
@@ -419,6 +424,21 @@ class Launcher:
         if len(notes) > MOST_NOTED:
             print(f"... and {len(notes) - MOST_NOTED} more.", file=sys.stderr)
         return home["value"]
+
+
+def _held_before(launched: _Launched, name: str) -> Any:
+    """What the name held before the launch; before an earlier launch, if that has come to nothing, too."""
+    value = launched.replaced[name]
+    while _came_to_nothing(value):
+        earlier = launched.before.get(name)
+        if earlier is None or name not in earlier.replaced:
+            return launched.bound[name]  # nothing better is known
+        launched, value = earlier, earlier.replaced[name]
+    return value
+
+
+def _came_to_nothing(value: object) -> bool:
+    return isinstance(value, ObjectRef) and value.is_final and value._kind != Kind.RESULT
 
 
 class _Shown:

@@ -70,9 +70,11 @@ __all__ = ["Supervisor"]
 
 SEND = 1 << 18  # bytes joined to one send
 BATCH = 16  # tasks parsed before the first of them may start: a burst must not delay its own beginning
-MEMORY_EVERY = 0.01  # seconds between looks at tasks with a limit; a runaway was caught at 508 of 500 MB (NOTES 7)
+MEMORY_EVERY = 0.01  # seconds between looks at tasks with a limit; a runaway was caught at 508 of 500 MB
 TREE_EVERY = 0.2  # seconds between looks for new child processes of those
 USAGE_EVERY = 1.0  # seconds between usage figures for the screen
+WAITING_AFTER = 0.05  # seconds after which a board says for what its task waits
+WAITING_EVERY = 0.5  # seconds between looks at whether that has changed
 HELD_BACK_EVERY = 1.0  # seconds: how late the last lines of too much output are shown
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
 LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
@@ -119,6 +121,7 @@ class Supervisor:
         self._usage: dict[int, dict[str, float]] = {}  # watched running tasks: processor seconds, memory, peak
         self._cpu_before: dict[int, float] = {}
         self._usage_planned = False
+        self._waiting: dict[int, Any] = {}  # watched tasks that have not begun, and what was last told of why
         self._signals = self._take_signals()
         self._backend = backend
         self._backend.start(self, config)
@@ -436,6 +439,10 @@ class Supervisor:
         task.pins = tuple(options.get("pins", ()))
         task.parent = options.get("parent", 0)
         task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
+        if spec.watched:
+            if not self._waiting:
+                self.call_at(time.monotonic() + WAITING_AFTER, self._tell_waiting)
+            self._waiting[id] = None
         return task
 
     def _other_word(self, client: _Client, kind: int, flags: int, nfds: int, fn: int, id: int, whole: bytes) -> None:
@@ -630,6 +637,22 @@ class Supervisor:
             self._usage_planned = True
             self.call_at(time.monotonic() + USAGE_EVERY, self._tell_usage)
 
+    def _tell_waiting(self) -> None:
+        """To who watches a task that waits: for what, whenever that has changed."""
+        for id, told in list(self._waiting.items()):
+            task = self._scheduler.live.get(id)
+            if task is None or task.state is not State.PENDING:
+                del self._waiting[id]
+                continue
+            record = self._record(task)
+            why = record["waiting_for"], record.get("slots_held_by")
+            client = self._clients.get(task.owner)
+            if why != told and client is not None:
+                self._waiting[id] = why
+                self._send(client, frame(Kind.EVENT, id, to_json(record)))
+        if self._waiting:
+            self.call_at(time.monotonic() + WAITING_EVERY, self._tell_waiting)
+
     def _sample(self, task: Task) -> None:
         pids = self._backend.processes(task)
         usage = self._usage[task.id]
@@ -657,7 +680,7 @@ class Supervisor:
             "waited_s": (started if started is not None else end) - task.submitted_at,
             "elapsed_s": end - started if started is not None else 0.0,
             "attempt": task.attempt,
-            "waiting_for": [show_id(id) for id in task.deps] if task.waiting else [],
+            "waiting_for": self._open_dependencies(task) if task.waiting else [],
             "lingers": task.state in FINAL and task.lease is not None,
         }
         if task.cancel is not None:
@@ -672,6 +695,16 @@ class Supervisor:
         if state is State.PENDING and not task.waiting:
             record["slots_held_by"] = list(self._slot_holders())
         return record
+
+    def _open_dependencies(self, task: Task) -> list[str]:
+        """The tasks by their names; a value that has none by its id."""
+        found = []
+        for id in task.deps:
+            entry = self._scheduler.objects.get(id)
+            if entry is not None and not entry.kind:
+                source = self._scheduler.task_of(id)
+                found.append(source.spec.name if source is not None else show_id(id))
+        return list(dict.fromkeys(found))
 
     def _slot_holders(self) -> Iterator[str]:
         for lease in self._scheduler.leases.values():

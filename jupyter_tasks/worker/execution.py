@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from jupyter_tasks.refs import Dependency, ObjectRef
+from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef
 from jupyter_tasks.supervisor import platform, reaper
 from jupyter_tasks.wire import page as layout
 from jupyter_tasks.wire import serialize, shared
@@ -495,11 +495,12 @@ class _Worker:
         finally:
             _close(fd)
         memo: dict[int, Any] | None = {} if options.get("star") else None
-        content: dict[str, Any] = serialize.loads(data, buffers, namespace=namespace, memo=memo)
-        names = content["names"]
-        content["resolved"] = {name for name, value in names.items() if type(value) is Dependency}
-        content["names"] = {
-            name: self._resolve(value, writable=True, namespace=namespace) for name, value in names.items()
+        arrived = serialize.loads(data, buffers, namespace=namespace, memo=memo)
+        names = arrived["names"]
+        content: dict[str, Any] = {  # another dict: those that arrived are objects that are looked at, too
+            **arrived,
+            "resolved": {name for name, value in names.items() if type(value) is Dependency},
+            "names": {name: self._resolve(value, writable=True, namespace=namespace) for name, value in names.items()},
         }
         if memo is not None:
             from jupyter_tasks.wire import identity
@@ -547,13 +548,18 @@ class _Worker:
 
     def _leaves_something(self) -> bool:
         """Threads or child processes of the task still run."""
-        if threading.active_count() > self._baseline_threads:
+        if threading.active_count() > self._baseline_threads and self._threads_run():
             return True
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return False
         return self._children_run()
+
+    def _threads_run(self) -> bool:
+        """Threads that are not this package's own: a task that uses `jt` has a connection, whose threads stay."""
+        own = sum(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate())
+        return threading.active_count() - own > self._baseline_threads
 
     def _children_run(self) -> bool:
         """The slow look: children other than services and zombies. Reaps the zombies, whose task is over."""

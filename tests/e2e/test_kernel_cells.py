@@ -1,7 +1,7 @@
 """%%remote and %tasks in a real kernel, message by message. Role: end to end.
 
-Promises: SEMANTICS 3 as far as the first issue goes, USERS 1, 8, 10, 19; what a cell prints, shows and raises lands in the
-cell that launched it and nowhere else; bad input is one line that names the culprit.
+Promises: docs/semantics.md, Cells. What a cell prints, shows and raises lands in the cell that launched it and nowhere
+else; bad input is one line that names the culprit.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ def test_an_error_in_the_background_shows_on_the_board_and_in_get(kernel: Kernel
         ("%%remote -t 0\n1", ["more than 0"]),
         ("%%remote --cpus -1\n1", ["-1"]),
         ("%%remote --cpus 1000\n1", ["1000", "CPU"]),
+        ("%%remote --gpus 1000\n1", ["1000", "GPU"]),
+        ("%%remote --grace -1\n1", ["-1"]),
         ("%%remote --memory much\n1", ["much", "4GB"]),
         ("%%remote --retries x\n1", ["'x'", "whole number"]),
         ("%%remote -i nosuch\n1", ["'nosuch'", "--in"]),
@@ -179,8 +181,9 @@ def test_a_syntax_error_shows_the_cell_and_launches_nothing(kernel: Kernel) -> N
 
 
 def test_help_is_shown_by_the_magic(kernel: Kernel) -> None:
-    """%%remote --help lists every option."""
+    """%%remote --help and %%remote? list every option."""
     text = kernel.run("%%remote --help\n1").text()
+    page = kernel.run("%%remote?").reply["payload"][0]["data"]["text/plain"]
     for word in (
         "--in",
         "--out",
@@ -194,6 +197,101 @@ def test_help_is_shown_by_the_magic(kernel: Kernel) -> None:
         "--quiet",
     ):
         assert word in text
+        assert word in page
+
+
+def test_in_takes_along_these_names_only(kernel: Kernel) -> None:
+    """Instead of those that the cell reads; a space after the comma is no other argument."""
+    kernel.run("here = 1; there = 2")
+    assert kernel.run("%%remote --wait --in here, there\nprint(here, there)").text() == "1 2\n"
+    cell = kernel.run("%%remote -w -i here\nprint(here, there)")
+    assert cell.reply["ename"] == "NameError"
+    assert "there" in cell.reply["evalue"]
+
+
+def test_star_without_wait_binds_references(kernel: Kernel) -> None:
+    """All names that the cell assigns, at launch."""
+    kernel.run("%%remote -o '*'\none = 1\nfor two in range(3): pass")
+    assert kernel.run("print(type(one).__name__, jt.get([one, two]))").text() == "ObjectRef [1, 2]\n"
+
+
+def test_quiet_shows_what_comes_without_a_board(kernel: Kernel) -> None:
+    """Text and the result are plain outputs of the launching cell."""
+    cell = kernel.run("%%remote hushed -q\nprint('words'); 6 * 7")
+    assert kernel.run("jt.get(hushed)").result == "42"
+    kernel.read_until(lambda: cell.text() == "words\n" and cell.result == "42", "its plain output")
+    assert not cell.boards
+
+
+def test_a_timeout_stops_the_cell(kernel: Kernel) -> None:
+    """By an interrupt, so `finally` runs; and it is a failure, not a cancel."""
+    cell = kernel.run("%%remote late -t 0.2\nimport time\ntry: time.sleep(60)\nfinally: print('tidy')")
+    kernel.read_state(cell, "failed")
+    got = kernel.run("try: jt.get(late)\nexcept TimeoutError as e: print(type(e).__name__, e.rung)")
+    assert got.text() == "TaskTimeoutError interrupt\n"
+
+
+def test_grace_ends_a_cell_that_goes_on(kernel: Kernel) -> None:
+    """So many seconds after the cancel its process is ended, unasked."""
+    cell = kernel.run(
+        "%%remote deaf --grace 0.1\nimport time\nwhile True:\n"
+        "    try: open('deaf', 'w').close(); time.sleep(60)\n    except KeyboardInterrupt: pass"
+    )
+    hear(kernel.directory / "deaf")
+    kernel.run("jt.cancel(deaf)")
+    kernel.read_state(cell, "cancelled")
+    got = kernel.run("try: jt.get(deaf)\nexcept jt.exceptions.ForceCancelledError as e: print(e.rung)")
+    assert got.text() == "terminate\n"
+
+
+def test_memory_is_a_limit_of_the_cell(kernel: Kernel) -> None:
+    """The worker dies, the kernel does not, and the error names the limit."""
+    cell = kernel.run("%%remote greedy --memory 300MB\nhoard = b'x' * 600_000_000\nimport time; time.sleep(60)")
+    kernel.read_state(cell, "crashed")
+    got = kernel.run(
+        "try: jt.get(greedy)\nexcept jt.exceptions.OutOfMemoryError as e: print(e.limit, e.used > e.limit)"
+    )
+    assert got.text() == "300000000 True\n"
+
+
+def test_retries_run_a_crashed_cell_again(kernel: Kernel) -> None:
+    """Only if asked for: a cell has side effects."""
+    kernel.run(
+        "%%remote shaky --retries 1\nimport os, pathlib\nif not pathlib.Path('crashed').exists():\n"
+        "    pathlib.Path('crashed').touch(); os._exit(3)\n'second time'"
+    )
+    assert kernel.run("jt.get(shaky)").result == "'second time'"
+    kernel.run("%%remote once\nimport os\nos._exit(3)")
+    got = kernel.run("try: jt.get(once)\nexcept jt.exceptions.WorkerCrashedError as e: print(e.exit_code)")
+    assert got.text() == "3\n"
+
+
+def test_cpus_are_slots_and_zero_needs_none(kernel: Kernel) -> None:
+    """A cell that takes all slots keeps the others waiting, but not one that takes none."""
+    slots = kernel.run("print(int(jt.init()['total']['CPU']))").text().strip()
+    cell = kernel.run(
+        f"%%remote whole --cpus {slots}\nimport time, pathlib\n"
+        "while not pathlib.Path('room').exists(): time.sleep(0.01)"
+    )
+    kernel.read_state(cell, "running")
+    kernel.run("%%remote queued\n'after'")
+    kernel.run("%%remote light --cpus 0\n'at once'")
+    assert kernel.run("print(jt.get(light), queued.is_final)").text() == "at once False\n"
+    assert kernel.run("open('room', 'w').close(); jt.get(queued)").result == "'after'"
+
+
+def test_gpus_are_counted(kernel: Kernel) -> None:
+    """Of one GPU the second cell gets nothing before the first has ended; cells without one do not wait."""
+    kernel.run("jt.shutdown(); jt.init(num_cpus=3, num_gpus=1)")
+    cell = kernel.run(
+        "%%remote mine --gpus 1\nimport time, pathlib\nwhile not pathlib.Path('cool').exists(): time.sleep(0.01)"
+    )
+    kernel.read_state(cell, "running")
+    kernel.run("%%remote yours --gpus 1\n'now me'")
+    kernel.run("%%remote nobodys\n'at once'")
+    assert kernel.run("print(jt.get(nobodys), yours.is_final)").text() == "at once False\n"
+    assert kernel.run("open('cool', 'w').close(); jt.get(yours)").result == "'now me'"
+    kernel.run("jt.shutdown()")
 
 
 def test_the_worker_has_a_real_shell(kernel: Kernel) -> None:
@@ -211,7 +309,10 @@ def test_the_worker_has_a_real_shell(kernel: Kernel) -> None:
 
 def test_cancel_by_name_and_the_word_on_the_board(kernel: Kernel) -> None:
     """%tasks cancel NAME stops it; the board says who and how long; get raises TaskCancelledError."""
-    cell = kernel.run("%%remote long\nimport time\ntry: time.sleep(60)\nfinally: print('cleaned up')")
+    cell = kernel.run(
+        "%%remote long\nimport time\ntry: open('long', 'w').close(); time.sleep(60)\nfinally: print('cleaned up')"
+    )
+    hear(kernel.directory / "long")
     kernel.read_state(cell, "running")
     assert "asked to stop" in kernel.run("%tasks cancel long").text()
     kernel.read_state(cell, "cancelled")
@@ -246,6 +347,22 @@ def test_stop_button_cancels_the_cell_that_waits(kernel: Kernel) -> None:
     assert cell.reply["ename"] == "KeyboardInterrupt"
     assert cell.text() == "tidy\n"
     assert kernel.run("t = jt.tasks()[-1]; print(t['state'], t['source'])").text() == "cancelled interrupt\n"
+
+
+def test_a_second_press_of_the_stop_button_kills_the_cell(kernel: Kernel) -> None:
+    """And the notebook is told before."""
+    cell = kernel.start(
+        "%%remote --wait\nimport time\nwhile True:\n    try: open('waits', 'w').close(); time.sleep(60)\n"
+        "    except KeyboardInterrupt: open('asked', 'w').close()"
+    )
+    hear(kernel.directory / "waits")
+    kernel.interrupt()
+    hear(kernel.directory / "asked")
+    kernel.interrupt()
+    kernel.finish(cell)
+    assert cell.reply["ename"] == "KeyboardInterrupt"
+    assert "ending its process" in cell.text("stderr")
+    assert kernel.run("t = jt.tasks()[-1]; print(t['state'], t['rung'])").text() == "cancelled kill\n"
 
 
 def test_stop_button_leaves_background_tasks_alone(kernel: Kernel) -> None:
@@ -317,6 +434,19 @@ def test_tasks_lists_everything_and_clears(kernel: Kernel) -> None:
     assert kernel.run("%tasks").text() == "No tasks.\n"
 
 
+def test_verbs_take_several_names_ids_and_all(kernel: Kernel) -> None:
+    """%tasks cancel a b; an id as in the list; all that live."""
+    for name in ("left", "right", "middle"):
+        kernel.run(f"%%remote {name} --cpus 0\nimport time; time.sleep(60)")
+    text = kernel.run(
+        "get_ipython().run_line_magic('tasks', f'cancel left {right.task_id}')\n%tasks wait left right"
+    ).text()
+    assert text.count("asked to stop") == 2
+    assert "asked to end at once" in kernel.run("%tasks kill all\n%tasks wait all").text()
+    got = kernel.run("print(*[t['state'] for t in jt.tasks() if t['name'] in ('left', 'right', 'middle')])")
+    assert got.text() == "cancelled cancelled cancelled\n"
+
+
 def test_a_cancelled_cell_gives_the_name_its_old_value_back(kernel: Kernel) -> None:
     """`df = df.dropna()` with -o df, cancelled, must not cost df."""
     kernel.run("df = 'precious'")
@@ -325,6 +455,71 @@ def test_a_cancelled_cell_gives_the_name_its_old_value_back(kernel: Kernel) -> N
     kernel.run("jt.cancel(wipe)\n%tasks wait wipe")
     assert kernel.run("df").result == "'precious'"
     assert any("df" in note for note in cell.boards[-1]["notes"])
+
+
+def test_launched_again_and_both_cancelled_the_old_value_is_back(kernel: Kernel) -> None:
+    """The second launch found a ref that came to nothing, too; what counts is what was there before both."""
+    kernel.run("df = 'precious'")
+    for name in ("one", "two"):
+        cell = kernel.run(f"%%remote {name} -o df\nimport time; time.sleep(60); df = None")
+        kernel.read_state(cell, "running")
+    for name in ("one", "two"):
+        kernel.run(f"jt.cancel({name})\n%tasks wait {name}")
+    assert kernel.run("df").result == "'precious'"
+
+
+def test_a_ref_is_given_back_like_a_value(kernel: Kernel) -> None:
+    """The cancelled second step of a dataflow does not cost the result of the first; a failed one is not given back."""
+    kernel.run("%%remote -o data\ndata = 'loaded'")
+    kernel.run("jt.get(data)")
+    cell = kernel.run("%%remote second -o data\nimport time; time.sleep(60); data = None")
+    kernel.read_state(cell, "running")
+    kernel.run("jt.cancel(second)\n%tasks wait second")
+    assert kernel.run("jt.get(data)").result == "'loaded'"
+    for _ in range(2):
+        kernel.run("%%remote failing -o fresh\n1/0; fresh = 1")
+        kernel.run("jt.wait([failing])")
+    assert "ZeroDivisionError" in kernel.run("jt.get(fresh)").reply["ename"]
+
+
+def test_a_waiting_board_says_for_whom(kernel: Kernel) -> None:
+    """For a task, or for the slots and who holds them."""
+    holders = [kernel.run(f"%%remote holder{i}\nimport time; time.sleep(60)") for i in (1, 2)]
+    for cell in holders:
+        kernel.read_state(cell, "running")
+    waiting = kernel.run("%%remote patient -o late\nlate = 1")
+    after = kernel.run("%%remote\nlate + 1")
+    for cell, words in ((waiting, "the slots are held by holder1, holder2"), (after, "waits for patient")):
+        kernel.read_until(lambda: words in cell.of("update_display_data")[-1]["data"]["text/plain"], words)  # noqa: B023
+    kernel.run("jt.cancel(holder1)\njt.cancel(holder2)")
+    kernel.read_state(after, "completed")
+
+
+def test_star_changes_the_notebooks_own_objects(kernel: Kernel) -> None:
+    """Other names, other objects and views see what the cell did; what it did before an error or a stop counts, too."""
+    kernel.run(
+        "import numpy as np, pandas as pd\nrows = [1]; alias = rows; box = {'rows': rows}\n"
+        "a = np.zeros(100_000); view = a[:3]\ndf = pd.DataFrame({'x': [1, 2]}); same = df\n"
+        "class Model: fitted = None\nmodel = Model()\ndef grow(): rows.append('grown')"
+    )
+    cell = kernel.run(
+        "%%remote --wait -o '*'\nrows.append(2); box['more'] = rows; grow()\na[1] = 5\ndf['y'] = df.x * 2\n"
+        "model.fitted = rows; mine = box"
+    )
+    assert cell.ok
+    assert cell.text() == ""
+    assert kernel.run("rows, alias is rows, box['more'] is rows").result == "([1, 2, 'grown'], True, True)"
+    assert kernel.run("view[1] == 5, same is df, list(same.y)").result == "(np.True_, True, [2, 4])"
+    assert kernel.run("model.fitted is rows, mine is box, type(model) is Model").result == "(True, True, True)"
+    assert kernel.run("%%remote --wait -o '*'\nrows.append('before'); 1/0").reply["ename"] == "ZeroDivisionError"
+    stopped = kernel.start(
+        "%%remote --wait -o '*'\nimport time\nrows.clear(); new = 'half'\nopen('star', 'w').close(); time.sleep(60)"
+    )
+    hear(kernel.directory / "star")
+    kernel.interrupt()
+    kernel.finish(stopped)
+    assert stopped.reply["ename"] == "KeyboardInterrupt"
+    assert kernel.run("alias, box, new").result == "([], {'rows': [], 'more': []}, 'half')"
 
 
 def test_saved_output_keeps_the_final_state(kernel: Kernel) -> None:

@@ -1,7 +1,7 @@
 """A kernel that ends, in every way it can, leaves no process of ours. Role: end to end.
 
-Promises: SEMANTICS 0 B10, USERS 6 and 7; "Stopping is sacred". The trees are the worst that tests know: a shell with a
-grandchild, a child in a session of its own, a daemon that forked twice, and a worker inside C code that holds the GIL.
+Promises: docs/semantics.md, B9 and B10. The trees are the worst that tests know: a shell with a grandchild, a child in a
+session of its own, a daemon that forked twice, and a worker inside C code that holds the GIL.
 """
 
 from __future__ import annotations

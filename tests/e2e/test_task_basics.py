@@ -1,6 +1,6 @@
 """End to end, with real processes: values in and out, what arrives how, and the errors of bad calls.
 
-Role: SEMANTICS 1, the rows on arguments, `num_returns`, bad calls and a value's life.
+Promises: docs/semantics.md, Values.
 """
 
 from __future__ import annotations
@@ -505,3 +505,11 @@ def test_a_tree_of_nested_tasks() -> None:
         return jt.get(one) + jt.get(two)
 
     assert jt.get(jt.remote(fib).remote(6), timeout=60) == 8
+
+
+def test_a_class_is_refused_as_long_as_there_are_no_actors() -> None:
+    class Counter:
+        pass
+
+    with pytest.raises(TypeError, match="Counter is a class"):
+        jt.remote(Counter)

@@ -1,4 +1,4 @@
-"""End to end: what `cancel` does to one running or waiting task (SEMANTICS 1; B1, B2, B8 of section 0).
+"""End to end: what `cancel` does to one running or waiting task (docs/semantics.md, Cancel; B1, B2, B8).
 
 Role: each test names the promise it proves. A task says "I am in" by leaving a file, and only then the test acts.
 """

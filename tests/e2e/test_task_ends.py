@@ -1,6 +1,6 @@
 """End to end: the other ways in which a task ends: its timeout, its memory limit, a crash, an error; and retries.
 
-Role: SEMANTICS 1, the rows on `timeout=`, `memory=`, `sys.exit`/`os._exit`/segfault, retries and errors.
+Promises: docs/semantics.md, Ends and Errors.
 """
 
 from __future__ import annotations

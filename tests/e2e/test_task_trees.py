@@ -352,6 +352,23 @@ def test_an_interrupted_task_with_threads_left_replaces_the_worker(tmp_path: Pat
     assert not words.alive(worker)
 
 
+def test_a_task_that_uses_jt_itself_leaves_nothing_running() -> None:
+    """Its worker keeps a connection, whose threads are not the task's; it is used again."""
+
+    def task(i: int) -> tuple[int, int]:
+        return os.getpid(), int(jt.get(jt.remote(abs).remote(jt.get(jt.put(-i)))))
+
+    remote = jt.remote(task)
+    seen = set()
+    for i in range(12):
+        pid, value = jt.get(remote.remote(i), timeout=NET)
+        assert value == i
+        seen.add(pid)
+    assert not any(record["lingers"] for record in jt.tasks())
+    assert len(seen) <= 4
+    assert len(status()["workers"]) <= 4
+
+
 def test_helpers_that_libraries_keep_do_not_linger(tmp_path: Path) -> None:
     """multiprocessing's resource tracker belongs to the process, not to the task that happened to need it first."""
 

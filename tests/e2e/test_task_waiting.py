@@ -1,6 +1,6 @@
 """End to end: `get`, `wait`, `await` and futures, and the stop button while one of them waits.
 
-Role: SEMANTICS 1, the rows on `get`, `wait`, refs and the kernel's interrupt.
+Promises: docs/semantics.md, Waiting.
 """
 
 from __future__ import annotations

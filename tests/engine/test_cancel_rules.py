@@ -1,6 +1,6 @@
 """The ladder, as a list of events in and a list of instructions out; time is a number that the test moves.
 
-Role: contract of engine/cancel and of the stopping half of engine/scheduler (SEMANTICS 1 and 4).
+Role: contract of engine/cancel and of the stopping half of engine/scheduler (docs/semantics.md, Cancel, States).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Who holds what, and when a value is freed: at once after its last holder has gone, and never before.
 
-Role: contract of the objects half of engine/scheduler (SEMANTICS 1, "a value's life").
+Role: contract of the objects half of engine/scheduler (docs/semantics.md, Values: "a value's life").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jupyter_tasks.engine.events import (
     Released,
 )
 from jupyter_tasks.engine.states import State
-from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Kind, from_json
+from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Kind, frame, from_json
 
 WORKER = 7  # a client that is not the kernel
 
@@ -344,6 +344,19 @@ def test_an_error_is_the_error_of_every_return_value() -> None:
     task = rig.submit(num_returns=3, plain=False)
     rig.fail(task)
     assert [rig.outcomes()[task.id + i] for i in range(3)] == [[(Kind.ERROR, b"boom")]] * 3
+
+
+def test_what_an_interrupted_cell_gives_back_is_told_before_its_end() -> None:
+    """Who waits for the end looks for the rest at once."""
+    rig = Rig()
+    task = rig.running(num_returns=2, plain=False)
+    rig.cancel(task)
+    back = rig.end(task)._replace(id=task.id + 1)
+    back = back._replace(frame=frame(Kind.RESULT, task.id + 1, b"changes"))
+    rig.event(Finished(task.lease, [back, rig.end(task, Kind.INTERRUPTED, log2=0)]))
+    assert list(rig.outcomes()) == [task.id + 1, task.id]
+    assert rig.outcomes()[task.id + 1] == [(Kind.RESULT, b"changes")]
+    assert rig.failure(task)["type"] == "cancelled"
 
 
 def test_a_return_value_told_twice_is_kept_once() -> None:

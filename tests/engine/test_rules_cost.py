@@ -1,4 +1,4 @@
-"""The rules have 8 us a task (NOTES-engine 11). Time on a shared machine says nothing, so calls are counted.
+"""The rules may cost 8 us a task, no more. Time on a shared machine says nothing, so calls are counted.
 
 Role: a guard for the hot path. A call of a Python function costs about 0.05 us, so a few dozen calls more a task are what
 turns 160,000 tasks a second into 80,000. Each bound stands a little above what was measured; when one is crossed, look

@@ -64,8 +64,8 @@ def test_state_is_the_supervisors_word() -> None:
 def test_headline_says_what_it_waits_for() -> None:
     """A pending board names its dependencies, or who holds the slots."""
     board = Board("7", "b")
-    board.take_event(event("pending", waiting_for=["3", "4"]), now=0.0)
-    assert "waits for task 3, 4" in board.headline(0.0)
+    board.take_event(event("pending", waiting_for=["load", "4"]), now=0.0)
+    assert "waits for load, 4" in board.headline(0.0)
     board.take_event(event("pending", slots_held_by=["train", "load"]), now=0.0)
     assert "slots are held by train, load" in board.headline(0.0)
 

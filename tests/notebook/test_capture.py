@@ -1,12 +1,12 @@
 """What a cell needs from the notebook: the contract of `jupyter_tasks.notebook.capture`, without a kernel.
 
 Role: unit tests of rules, a string in and sets of names out; the last group closes the circle and runs cells
-where all that was not captured for them is gone. They prove of SEMANTICS.md, section 3:
+where all that was not captured for them is gone. They prove of docs/semantics.md, Cells:
 
 - "a `%%remote` cell is a task whose arguments are the names it reads": reads, writes, the flow of a cell;
-- **Functions**: "names they read, transitively, are captured": collect;
-- **Strings that hold names**: "captured where they can be seen", "a name that hides `display` is captured";
-- **Refs inside**: "names used only in `jt.cancel/kill/wait/as_completed` stay refs by themselves": refs_only.
+- **Functions and classes**: "with the names they read, transitively": collect;
+- **Names in strings**: "seen in `df.query('a > @lim')`, ..."; and a name that hides `display` is captured;
+- **Refs inside**: "names used only as arguments of `jt.cancel` or `jt.wait` stay refs": refs_only.
 """
 
 from __future__ import annotations
