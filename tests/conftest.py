@@ -7,7 +7,9 @@ afterwards whether its rules still hold (`check`), whether it is empty, and whet
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import os
 import sys
 import tempfile
@@ -85,6 +87,26 @@ def open_fds() -> set[str]:
         except OSError:
             pass  # the one that listdir itself had open
     return found
+
+
+class Screen:
+    """`with Screen() as screen`: the program's own streams, which the client's event thread writes to.
+
+    (pytest's capfd must not be polled: it drops what another thread writes between its reading and its truncating.)
+    """
+
+    def __init__(self) -> None:
+        self.out = io.StringIO()
+        self.err = io.StringIO()
+
+    def __enter__(self) -> Screen:
+        self._both = contextlib.ExitStack()
+        self._both.enter_context(contextlib.redirect_stdout(self.out))
+        self._both.enter_context(contextlib.redirect_stderr(self.err))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._both.close()
 
 
 def wait_until(condition: Callable[[], Any], what: str, net: float = NET) -> Any:

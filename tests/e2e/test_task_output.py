@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import words
-from conftest import status, wait_until
+from conftest import Screen, status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks import api
@@ -38,63 +38,64 @@ def ran(function: Any, *args: Any, **options: Any) -> jt.ObjectRef:
     return ref
 
 
-def shown(capfd: pytest.CaptureFixture[str], out: str, err: str = "") -> None:
+def shown(screen: Screen, out: str, err: str = "") -> None:
     """The driver's own streams have shown this by now, or soon."""
-    seen = ["", ""]
-
-    def there() -> bool:
-        captured = capfd.readouterr()
-        seen[0] += captured.out
-        seen[1] += captured.err
-        return seen == [out, err]
-
-    wait_until(there, f"{out!r} and {err!r}; seen was {seen!r}")
+    end = time.monotonic() + NET
+    while (seen := (screen.out.getvalue(), screen.err.getvalue())) != (out, err):
+        if time.monotonic() > end:
+            assert seen == (out, err)
+        time.sleep(0.005)
 
 
-def test_print_is_shown_and_kept(capfd: pytest.CaptureFixture[str]) -> None:
-    ref = ran(lambda: print("hello", "wörld", "🐍"))
-    assert log_of(ref) == "hello wörld 🐍\n"
-    shown(capfd, "hello wörld 🐍\n")
+def test_print_is_shown_and_kept() -> None:
+    with Screen() as screen:
+        ref = ran(lambda: print("hello", "wörld", "🐍"))
+        assert log_of(ref) == "hello wörld 🐍\n"
+        shown(screen, "hello wörld 🐍\n")
 
 
-def test_both_streams_in_order(capfd: pytest.CaptureFixture[str]) -> None:
-    def task() -> None:
-        for i in range(20):
-            print(f"out {i}")
-            print(f"err {i}", file=sys.stderr)
-            os.write(1, b"raw out\n")
-            os.write(2, b"raw err\n")
+def test_both_streams_in_order() -> None:
+    with Screen() as screen:
 
-    def expected(kinds: tuple[str, ...]) -> str:
-        lines = [(f"out {i}", f"err {i}", "raw out", "raw err") for i in range(20)]
-        return "".join(
-            f"{line}\n" for group in lines for line, kind in zip(group, "oeoe", strict=True) if kind in kinds
-        )
+        def task() -> None:
+            for i in range(20):
+                print(f"out {i}")
+                print(f"err {i}", file=sys.stderr)
+                os.write(1, b"raw out\n")
+                os.write(2, b"raw err\n")
 
-    ref = ran(task)
-    text = log_of(ref)
-    # Python's streams are in order with each other; what goes round them, straight to a descriptor, keeps its own.
-    python = [line for line in text.splitlines() if not line.startswith("raw")]
-    assert python == [f"{kind} {i}" for i in range(20) for kind in ("out", "err")]
-    shown(capfd, expected(("o",)), expected(("e",)))
+        def expected(kinds: tuple[str, ...]) -> str:
+            lines = [(f"out {i}", f"err {i}", "raw out", "raw err") for i in range(20)]
+            return "".join(
+                f"{line}\n" for group in lines for line, kind in zip(group, "oeoe", strict=True) if kind in kinds
+            )
+
+        ref = ran(task)
+        text = log_of(ref)
+        # Python's streams are in order with each other; what goes round them, straight to a descriptor, keeps its own.
+        python = [line for line in text.splitlines() if not line.startswith("raw")]
+        assert python == [f"{kind} {i}" for i in range(20) for kind in ("out", "err")]
+        shown(screen, expected(("o",)), expected(("e",)))
 
 
-def test_c_level_and_subprocess_output_is_captured_in_order(capfd: pytest.CaptureFixture[str]) -> None:
-    def task() -> None:
-        import ctypes
+def test_c_level_and_subprocess_output_is_captured_in_order() -> None:
+    with Screen() as screen:
 
-        print("python")
-        libc = ctypes.CDLL(None)
-        libc.puts(b"from C")
-        libc.fflush(None)
-        subprocess.run([sys.executable, "-c", "print('from a subprocess')"], check=True)
-        os.system("echo from a shell")
-        print("python again")
+        def task() -> None:
+            import ctypes
 
-    ref = ran(task)
-    expected = "python\nfrom C\nfrom a subprocess\nfrom a shell\npython again\n"
-    assert log_of(ref) == expected
-    shown(capfd, expected)
+            print("python")
+            libc = ctypes.CDLL(None)
+            libc.puts(b"from C")
+            libc.fflush(None)
+            subprocess.run([sys.executable, "-c", "print('from a subprocess')"], check=True)
+            os.system("echo from a shell")
+            print("python again")
+
+        ref = ran(task)
+        expected = "python\nfrom C\nfrom a subprocess\nfrom a shell\npython again\n"
+        assert log_of(ref) == expected
+        shown(screen, expected)
 
 
 def test_text_without_a_newline_and_odd_bytes() -> None:
@@ -155,15 +156,17 @@ def test_each_line_belongs_to_the_task_that_wrote_it() -> None:
     assert [log_of(ref) for ref in refs] == [f"task {i}\n" if i % 3 else "" for i in range(300)]
 
 
-def test_output_is_shown_while_the_task_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def task(go: str) -> None:
-        print("early")
-        words.hear(go)
+def test_output_is_shown_while_the_task_runs(tmp_path: Path) -> None:
+    with Screen() as screen:
 
-    ref = jt.remote(task).remote(str(tmp_path / "go"))
-    shown(capfd, "early\n")
-    words.say(tmp_path / "go")
-    jt.get(ref, timeout=NET)
+        def task(go: str) -> None:
+            print("early")
+            words.hear(go)
+
+        ref = jt.remote(task).remote(str(tmp_path / "go"))
+        shown(screen, "early\n")
+        words.say(tmp_path / "go")
+        jt.get(ref, timeout=NET)
 
 
 def test_user_code_that_breaks_its_streams_harms_only_itself() -> None:
@@ -198,48 +201,41 @@ def test_stdin_is_empty() -> None:
         jt.get(jt.remote(lambda: input("? ")).remote(), timeout=NET)
 
 
-def test_two_hundred_megabytes_do_not_hurt(capfd: pytest.CaptureFixture[str]) -> None:
-    line = "x" * 99
+def test_two_hundred_megabytes_do_not_hurt() -> None:
+    with Screen() as screen:
+        line = "x" * 99
 
-    def task() -> int:
-        block = "".join(f"{line}\n" for _ in range(10_000))
-        for _ in range(200):
-            sys.stdout.write(block)
-        print("the end")
-        return os.getpid()
+        def task() -> int:
+            block = "".join(f"{line}\n" for _ in range(10_000))
+            for _ in range(200):
+                sys.stdout.write(block)
+            print("the end")
+            return os.getpid()
 
-    began = time.monotonic()
-    ref = jt.remote(task).remote()
-    round_trips = []
-    quick = jt.remote(abs)
-    while not jt.wait([ref], timeout=0)[0]:
-        before = time.monotonic()
-        assert jt.get(quick.remote(-1), timeout=NET) == 1  # the supervisor has time for others
-        round_trips.append(time.monotonic() - before)
-        assert time.monotonic() - began < 60
-    jt.get(ref, timeout=NET)
-    took = time.monotonic() - began
-    answer = api._client().request("logs", id=ref.id)
-    report = f"200 MB in {took:.1f} s; {len(round_trips)} other tasks meanwhile, the slowest {max(round_trips) * 1000:.0f} ms"
-    assert answer["bytes"] == 200_000_000 + len("the end\n")
-    assert os.path.getsize(answer["path"]) == answer["bytes"]
-    with open(answer["path"], "rb") as file:
-        file.seek(-9, os.SEEK_END)
-        assert file.read() == b"\nthe end\n"
-    seen = ["", ""]
-
-    def told() -> bool:
-        captured = capfd.readouterr()
-        seen[0] += captured.out
-        seen[1] += captured.err
-        return "\nthe end\n" in seen[0]
-
-    wait_until(told, "the last line is shown")
-    with capfd.disabled():
-        print(report)
-    assert len(seen[0]) < 5_000_000, "a screen cannot take 200 MB"
-    assert "bytes not shown here; all of it: %tasks logs" in seen[1]
-    os.unlink(answer["path"])
+        began = time.monotonic()
+        ref = jt.remote(task).remote()
+        round_trips = []
+        quick = jt.remote(abs)
+        while not jt.wait([ref], timeout=0)[0]:
+            before = time.monotonic()
+            assert jt.get(quick.remote(-1), timeout=NET) == 1  # the supervisor has time for others
+            round_trips.append(time.monotonic() - before)
+            assert time.monotonic() - began < 60
+        jt.get(ref, timeout=NET)
+        took = time.monotonic() - began
+        answer = api._client().request("logs", id=ref.id)
+        report = f"200 MB in {took:.1f} s; {len(round_trips)} other tasks meanwhile, the slowest {max(round_trips) * 1000:.0f} ms"
+        assert answer["bytes"] == 200_000_000 + len("the end\n")
+        assert os.path.getsize(answer["path"]) == answer["bytes"]
+        with open(answer["path"], "rb") as file:
+            file.seek(-9, os.SEEK_END)
+            assert file.read() == b"\nthe end\n"
+        wait_until(lambda: "\nthe end\n" in screen.out.getvalue(), "the last line is shown")
+        print(report, file=sys.__stdout__)
+        seen = screen.out.getvalue(), screen.err.getvalue()
+        assert len(seen[0]) < 5_000_000, "a screen cannot take 200 MB"
+        assert "bytes not shown here; all of it: %tasks logs" in seen[1]
+        os.unlink(answer["path"])
 
 
 def test_logs_go_with_the_session_and_no_descriptor_stays_for_each() -> None:

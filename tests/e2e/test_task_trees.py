@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import words
-from conftest import status, wait_until
+from conftest import Screen, status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks.exceptions import ForceCancelledError, TaskCancelledError, TaskTimeoutError
@@ -275,25 +275,27 @@ def test_cancel_ends_a_thread_that_a_task_left(tmp_path: Path) -> None:
     assert jt.get(jt.remote(abs).remote(-1), timeout=NET) == 1
 
 
-def test_what_it_writes_later_is_still_its_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def task(place: str) -> None:
-        def go_on() -> None:
-            words.hear(f"{place}/go")
-            print("from the thread")
+def test_what_it_writes_later_is_still_its_output(tmp_path: Path) -> None:
+    with Screen() as screen:
 
-        threading.Thread(target=go_on).start()
+        def task(place: str) -> None:
+            def go_on() -> None:
+                words.hear(f"{place}/go")
+                print("from the thread")
 
-    def other() -> None:
-        print("from another task")
+            threading.Thread(target=go_on).start()
 
-    ref = jt.remote(task).remote(str(tmp_path))
-    jt.get(ref, timeout=NET)
-    jt.get(jt.remote(other).remote(), timeout=NET)
-    words.say(tmp_path / "go")
-    wait_until(lambda: not record_of(ref)["lingers"], "the thread has ended")
-    log = Path(log_of(ref)["path"]).read_text()
-    assert log == "from the thread\n"
-    assert "from the thread" in capfd.readouterr().out
+        def other() -> None:
+            print("from another task")
+
+        ref = jt.remote(task).remote(str(tmp_path))
+        jt.get(ref, timeout=NET)
+        jt.get(jt.remote(other).remote(), timeout=NET)
+        words.say(tmp_path / "go")
+        wait_until(lambda: not record_of(ref)["lingers"], "the thread has ended")
+        log = Path(log_of(ref)["path"]).read_text()
+        assert log == "from the thread\n"
+        wait_until(lambda: "from the thread" in screen.out.getvalue(), "it is shown, too")
 
 
 def log_of(ref: jt.ObjectRef) -> dict[str, Any]:
