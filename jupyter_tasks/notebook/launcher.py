@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import keyword
 import queue
+import signal
 import sys
 import sysconfig
+import threading
 import time
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -296,15 +299,18 @@ class Launcher:
         elif board is not None:
             self._router.add(id, lambda kind, content, stderr: self._to_board(id, board, place, kind, content, stderr))
             self._feed.add(id, board, place)
-        submitted = client.submit_packed(Kind.TASK, 0, payload, label, wire, wire["num_returns"], id)
-        returns = submitted if isinstance(submitted, list) else [submitted]
-        launched = _Launched(label, returns[0], returns, place, board, sent=sent)
-        self._bind(launched, outs, options)
-        if options.wait:
-            self._wait(client, launched, news)
-        else:
-            self._open[id] = launched
-            client.when_final(launched.ref, lambda ref: self._ended(launched))
+        with _StopButton(lambda: news.put(_STOP)) as button:
+            submitted = client.submit_packed(Kind.TASK, 0, payload, label, wire, wire["num_returns"], id)
+            returns = submitted if isinstance(submitted, list) else [submitted]
+            launched = _Launched(label, returns[0], returns, place, board, sent=sent)
+            self._bind(launched, outs, options)
+            if options.wait:
+                self._wait(client, launched, news)
+            else:
+                self._open[id] = launched
+                client.when_final(launched.ref, lambda ref: self._ended(launched))
+        if button.presses and not options.wait:
+            raise KeyboardInterrupt  # meant for this cell, which has done its work: the task is on its way
 
     def _bind(self, launched: _Launched, outs: list[str] | str, options: CellOptions) -> None:
         namespace = self._ip.user_ns
@@ -385,17 +391,14 @@ class Launcher:
         client.when_final(ref, lambda _: news.put(None))
         shown = _Shown(self._ip, self._screen, launched.place)
         stops = 0
-        while True:
-            try:
-                word = news.get()
-                if word is None:
-                    break
+        while (word := news.get()) is not None:
+            if word is not _STOP:
                 shown.take(*word)
-            except KeyboardInterrupt:
-                stops += 1
-                if stops == 2:
-                    print("The cell does not stop: ending its process.", file=sys.stderr)
-                client.cancel(ref.id, force=stops > 1, source="interrupt")
+                continue
+            stops += 1
+            if stops == 2:
+                print("The cell does not stop: ending its process.", file=sys.stderr)
+            client.cancel(ref.id, force=stops > 1, source="interrupt")
         shown.flush()
         self._router.remove(ref.id)
         if launched.sent is not None:
@@ -439,6 +442,35 @@ def _held_before(launched: _Launched, name: str) -> Any:
 
 def _came_to_nothing(value: object) -> bool:
     return isinstance(value, ObjectRef) and value.is_final and value._kind != Kind.RESULT
+
+
+_STOP = object()  # among the words of a waited task: the stop button was pressed
+
+
+class _StopButton:
+    """While this is open, a SIGINT calls `press` and raises nothing.
+
+    A KeyboardInterrupt may hit any line: between the submission and the wait it would leave a task that runs on with
+    nobody to cancel it, and between the lines that bring names home it would leave half of them.
+    """
+
+    def __init__(self, press: Callable[[], None]) -> None:
+        self.presses = 0
+        self._press = press
+        self._before: Any = None
+
+    def __enter__(self) -> _StopButton:
+        if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT)):
+            self._before = signal.signal(signal.SIGINT, self._pressed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _pressed(self, *_: object) -> None:
+        self.presses += 1
+        self._press()  # SimpleQueue.put: may be called while `get` of the same queue is running
 
 
 class _Shown:

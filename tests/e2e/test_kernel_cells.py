@@ -365,6 +365,23 @@ def test_a_second_press_of_the_stop_button_kills_the_cell(kernel: Kernel) -> Non
     assert kernel.run("t = jt.tasks()[-1]; print(t['state'], t['rung'])").text() == "cancelled kill\n"
 
 
+def test_stop_button_at_the_moment_of_the_launch(kernel: Kernel) -> None:
+    """The race, built: the signal comes when the task is submitted and nobody waits for it yet. Nothing runs unseen."""
+    kernel.run(
+        "import jupyter_tasks.api as api, os, signal\nclient = api._client(); submit = client.submit_packed\n"
+        "def pressed(*args):\n    ref = submit(*args); os.kill(os.getpid(), signal.SIGINT); return ref"
+    )
+    kernel.run("client.submit_packed = pressed")
+    waited = kernel.run("%%remote --wait\nimport time; time.sleep(60)")
+    launched = kernel.run("%%remote seen -o late\nimport time; time.sleep(60); late = 1")
+    kernel.run("client.submit_packed = submit")
+    assert waited.reply["ename"] == launched.reply["ename"] == "KeyboardInterrupt"
+    live = "[t['name'] for t in jt.tasks() if t['state'] in ('pending', 'running', 'cancelling')]"
+    assert kernel.run(live).result == "['seen']"
+    kernel.run("jt.cancel(late)")
+    kernel.read_state(launched, "cancelled")
+
+
 def test_stop_button_leaves_background_tasks_alone(kernel: Kernel) -> None:
     """Interrupting a plain get ends the waiting, not the task; workers never get the signal."""
     kernel.run(
