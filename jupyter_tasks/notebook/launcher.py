@@ -66,7 +66,7 @@ class _Launched:
     bound: dict[str, ObjectRef] = field(default_factory=dict)
     replaced: dict[str, Any] = field(default_factory=dict)  # what the bound names held before: values, or refs
     before: dict[str, _Launched] = field(default_factory=dict)  # the launch that had bound such a ref, if it was open
-    sent: identity.Sent | None = None  # with `-o '*'`: the objects that come home as themselves
+    sent: dict[int, Any] | None = None  # with `-o '*'`: the objects that come home as themselves, by place
 
 
 class Launcher:
@@ -136,7 +136,7 @@ class Launcher:
         taken = self._captured(options, names)
         label = options.name or f"cell {self._number()}"
         wire = self._wire_options(options, outs, label, first_line)
-        sent = identity.Sent() if outs == "*" else None
+        sent: dict[int, Any] | None = {} if outs == "*" else None
         payload = self._pack(cell, taken, names, wire, label, sent)
         client = self._started()
         try:
@@ -225,7 +225,7 @@ class Launcher:
         names: capture.CellNames,
         wire: dict[str, Any],
         label: str,
-        identities: identity.Sent | None,
+        memo: dict[int, Any] | None,
     ) -> shared.Payload:
         """Source and names in one pickle, so that shared objects stay shared."""
         deps: list[int] = []
@@ -252,7 +252,7 @@ class Launcher:
                 namespace=self._ip.user_ns,
                 root=lambda: sent,
                 reducers=_noting(pins, identity.Views(sent.values())),
-                memo=identities.objects if identities is not None else None,
+                memo=memo,
             )
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None
@@ -287,7 +287,7 @@ class Launcher:
         label: str,
         outs: list[str] | str,
         options: CellOptions,
-        sent: identity.Sent | None,
+        sent: dict[int, Any] | None,
     ) -> None:
         place = self._screen.here()
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -411,17 +411,17 @@ class Launcher:
             self._put_back.append(launched)
         raise _as_in_the_kernel(_error_of(ref), shown.stopped_lines)
 
-    def _bring_home(self, ref: ObjectRef, sent: identity.Sent) -> Any:
+    def _bring_home(self, ref: ObjectRef, sent: dict[int, Any]) -> Any:
         """Does to the namespace, and to the objects in it, what the cell has done. Returns the cell's value."""
         if ref._kind != Kind.RESULT:
             return None  # killed or crashed: nothing came
-        home = ref._client.value(ref, sent.objects)
+        home = ref._client.value(ref, sent)
         namespace = self._ip.user_ns
         failed = identity.apply(home["changed"])
         for name in home["deleted"]:
             namespace.pop(name, None)
         namespace.update(home["assigned"])
-        notes = [f"{name} stays in the worker: {reason}" for name, reason in home["left_out"].items()] + failed
+        notes = home["left_out"] + failed
         for note in notes[:MOST_NOTED]:
             print(note, file=sys.stderr)
         if len(notes) > MOST_NOTED:

@@ -3,17 +3,21 @@
 `%%remote --wait -o '*'` is to behave like the cell in the kernel. There, `rows.append(1)` changes the very list that
 other variables, other lists and other objects hold. So a copy's changes are brought home into the original:
 
-    kernel   sent = Sent();  serialize.dumps(names, memo=sent.objects)        what left, by its place in the pickle
-    worker   received = {};  serialize.loads(data, memo=received)             the copies, by the same places
-             known = Received(received)                                       how each looks before the cell runs
+    kernel   sent = {};  serialize.dumps(names, memo=sent)                what left, by its place in the pickle
+    worker   memo = {};  serialize.loads(data, memo=memo)                 the copies, by the same places
+             received = Received(memo)                                    how each looks before the cell runs
              ... the cell runs ...
-             changes = known.changes()                                        what it has done to them
-             serialize.dumps([values, changes], known=known.places)           an original travels as its place
-    kernel   values, changes = serialize.loads(data, originals=sent.objects); apply(changes)
+             changes = received.changes()                                 what it has done to them
+             serialize.dumps([values, changes], known=received.places)    an original travels as its place
+    kernel   values, changes = serialize.loads(data, originals=sent); apply(changes)
 
 Pickle numbers the objects of a stream (its memo) in the same order on both sides; that is all the bookkeeping there is.
 A container is compared with what it held before, item by item and by identity, which is exact because everything in it
 is known as well. Arrays that were mapped are compared by the operating system: it knows which pages were written.
+
+Of an object that only its own C code can look into, and that has no state to set, a changed copy cannot be brought
+into the original. It comes home as a new object, and takes the original's place in every name and object that came
+along with it. What else holds the original in the notebook keeps it.
 
 Must not import numpy or pandas: it recognises their objects by name. Thread: any, one object in one thread.
 """
@@ -26,7 +30,6 @@ import copyreg
 import datetime
 import decimal
 import fractions
-import io
 import itertools
 import mmap
 import pathlib
@@ -39,22 +42,15 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Change", "Received", "Sent", "Views", "apply"]
+__all__ = ["Change", "Received", "Views", "apply"]
 
 
 class Change(NamedTuple):
     """What became of one original."""
 
-    original: Any  # as a place on the way, the object itself when it has arrived
+    original: Any  # travels as its place
     how: str  # a key of _APPLY
     state: Any
-
-
-class Sent:
-    """What left the kernel, by place. Holds it until the answer is there."""
-
-    def __init__(self) -> None:
-        self.objects: dict[int, Any] = {}
 
 
 _SHORT = 64  # characters: a text that is shorter travels by value; its identity means nothing
@@ -81,105 +77,145 @@ class Received:
     """The copies in the worker, and how they looked when they had arrived.
 
     Attributes:
-        places: where each copy stands, by its id. Valid as long as this object lives: it holds the copies.
+        places: where each copy stands, by its id. Valid as long as this object lives: it holds the copies. After
+            `changes`, without those that come home as new objects.
+        unseen: after `changes`, a line for each copy that could not be compared any more.
     """
 
     def __init__(self, objects: Mapping[int, Any]) -> None:
-        self._objects = {place: value for place, value in objects.items() if _is_worth_a_place(value)}
-        self.places = {id(value): place for place, value in self._objects.items()}
-        self._looks: dict[int, Callable[[], Change | None]] = {}
-        self._parts: set[int] = set()  # ids of what belongs to a table, and goes with it
-        tables = [value for value in self._objects.values() if _is_table(value)]
-        for table in tables:
-            self._parts.update(id(part) for part in _table_parts(table))
-        for part in self._parts:
-            self.places.pop(part, None)
-        for place, value in self._objects.items():
-            if id(value) in self._parts:
-                continue
-            look = _look_at(value)
-            if look is not None:
-                self._looks[place] = look
+        self._objects = [value for value in objects.values() if _is_worth_a_place(value)]
+        self.places = {id(value): place for place, value in objects.items() if _is_worth_a_place(value)}
+        self.unseen: list[str] = []
+        for table in filter(_is_table, self._objects):
+            for part in _table_parts(table):  # they go with the table
+                self.places.pop(id(part), None)
+        self._known = _Known(self.places)
+        own = [value for value in self._objects if id(value) in self.places]
+        self._looks = [(value, look) for value in own if (look := _look_at(value, self._known)) is not None]
+        self._opaque = [(value, self._known.fingerprint(value)) for value in own if _is_opaque(value)]
 
     def arrays(self) -> list[Any]:
         """The arrays among the copies, for `Views`."""
-        return [value for value in self._objects.values() if _is_array(value) and id(value) in self.places]
+        return [value for value in self._objects if _is_array(value) and id(value) in self.places]
+
+    def is_renewed(self, value: object) -> bool:
+        """After `changes`: this copy has changed, and comes home as a new object."""
+        return id(value) in self._known.renewed
 
     def changes(self) -> list[Change]:
-        """What has become of the copies since. An object that cannot be looked at any more counts as unchanged."""
+        """What has become of the copies since."""
+        while renewed := [id(value) for value, mark in self._opaque if self._has_changed(value, mark)]:
+            self._known.renewed.update(renewed)
+            for each in renewed:  # with these gone, others that hold them in their C code look different, too
+                del self.places[each]
         found: list[Change] = []
-        for look in self._looks.values():
+        for value, look in self._looks:
             try:
                 change = look()
-            except Exception:
+            except Exception as error:  # of its own pickling code, say
+                self.unseen.append(f"a {type(value).__name__} cannot be compared: {type(error).__name__}: {error}")
                 continue
             if change is not None:
-                found.append(change)
+                found.append(Change(value, *change))
         return found
 
+    def _has_changed(self, value: Any, mark: int) -> bool:
+        return id(value) not in self._known.renewed and self._known.fingerprint(value) != mark
 
-def _look_at(value: Any) -> Callable[[], Change | None] | None:
-    """Notes how a value looks; what comes back tells later what has changed. None for what cannot change."""
+
+class _Known:
+    """What a comparison needs of all the others: which objects are compared by themselves, and which are replaced."""
+
+    def __init__(self, places: dict[int, int]) -> None:
+        self.places = places
+        self.renewed: set[int] = set()  # ids of copies that come home as new objects: their holders have changed, too
+
+    def fingerprint(self, value: Any) -> int:
+        """The same number for the same content, without that of the other copies in it. -1: cannot be pickled."""
+        from jupyter_tasks.wire import serialize
+
+        try:
+            data, buffers = serialize.dumps(value, known=_AllBut(id(value), self.places))
+        except Exception:
+            return -1
+        mark = zlib.crc32(data)
+        for buffer in buffers:
+            mark = zlib.crc32(buffer.raw(), mark)
+        return mark
+
+    def same(self, old: list[Any], new: list[Any]) -> bool:
+        """The same items, none of them replaced."""
+        if len(old) != len(new) or not all(map(_is, old, new)):
+            return False
+        return not self.renewed or self.renewed.isdisjoint(map(id, new))
+
+
+class _AllBut:
+    """A mapping without one of its keys."""
+
+    def __init__(self, key: int, mapping: Mapping[int, int]) -> None:
+        self._key = key
+        self._mapping = mapping
+
+    def get(self, key: int) -> int | None:
+        return None if key == self._key else self._mapping.get(key)
+
+
+# Tells what has become of an object: (how, state) of the Change, or None.
+Look = Callable[[], tuple[str, Any] | None]
+
+
+def _look_at(value: Any, known: _Known) -> Look | None:
+    """Notes how a value looks. None for what cannot change, or cannot be looked at."""
     kind = type(value)
-    for base, look_at in _LOOKS:
-        if isinstance(value, base):
-            return look_at(value)
-    if _is_array(value):
-        return _look_at_array(value)
     if _is_table(value):
-        return _look_at_table(value)
+        return _look_at_table(value, known)
+    if _is_index(value):
+        return _look_at_items("index", lambda index: list(index.names), value, known)
     if issubclass(kind, type):
-        return _look_at_class(value) if value.__module__ == "__main__" else None
-    if issubclass(kind, _CONSTANT):
+        return _look_at_class(value, known) if value.__module__ == "__main__" else None
+    if issubclass(kind, _CONSTANT) or _is_scalar(value):
         return None
-    looks = [] if kind.__dictoffset__ == 0 and not _slots(kind) else [_look_at_attributes(value)]
-    if _holds_more_than_attributes(kind) and (look := _look_at_state(value)) is not None:
-        looks.append(look)
-    return _all_of(looks) if looks else None
+    looks = []
+    if _is_array(value):
+        looks.append(_look_at_array(value, known))
+    for base, how, items in _CONTAINERS:
+        if isinstance(value, base):
+            looks.append(_look_at_items(how, items, value, known))
+            break
+    else:
+        if _holds_more_than_attributes(kind) and not _is_array(value):
+            looks.append(_look_at_state(value, known))
+    if kind.__dictoffset__ != 0 or _slots(kind):
+        looks.append(_look_at_names("attributes", lambda: _attributes(value), known))
+    return _all_of([look for look in looks if look is not None])
 
 
-def _all_of(looks: list[Callable[[], Change | None]]) -> Callable[[], Change | None]:
+def _all_of(looks: list[Look]) -> Look | None:
     """Several looks at one object, as at a list's items and at its attributes; the changes become one."""
+    if len(looks) < 2:
+        return looks[0] if looks else None
 
-    if len(looks) == 1:
-        return looks[0]
-
-    def look() -> Change | None:
+    def look() -> tuple[str, Any] | None:
         changes = [change for each in looks if (change := each()) is not None]
-        if len(changes) < 2:
-            return changes[0] if changes else None
-        return Change(changes[0].original, "several", [(change.how, change.state) for change in changes])
+        return ("several", changes) if changes else None
 
     return look
 
 
-def _same(old: list[Any], new: list[Any]) -> bool:
-    return len(old) == len(new) and all(map(_is, old, new))
-
-
 def _is(a: object, b: object) -> bool:
-    return a is b or (type(a) in (int, float, str) and type(a) is type(b) and a == b)
+    return a is b or (type(a) in (int, str, bytes) and type(a) is type(b) and a == b)
 
 
-def _look_at_items(how: str, items: Callable[[Any], list[Any]]) -> Callable[[Any], Callable[[], Change | None]]:
+def _look_at_items(how: str, items: Callable[[Any], list[Any]], value: Any, known: _Known) -> Look:
     """For containers: `items` lists what is in one."""
+    before = items(value)
 
-    def look_at(value: Any) -> Callable[[], Change | None]:
-        before = items(value)
+    def look() -> tuple[str, Any] | None:
+        now = items(value)
+        return None if known.same(before, now) else (how, now)
 
-        def look() -> Change | None:
-            now = items(value)
-            return None if _same(before, now) else Change(value, how, now)
-
-        return _with_attributes(value, look)
-
-    return look_at
-
-
-def _with_attributes(value: Any, look: Callable[[], Change | None]) -> Callable[[], Change | None]:
-    if type(value).__dictoffset__ == 0 and not _slots(type(value)):
-        return look
-    return _all_of([look, _look_at_attributes(value)])
+    return look
 
 
 def _flat(items: Iterable[tuple[Any, Any]]) -> list[Any]:
@@ -190,10 +226,6 @@ def _ordered_set(value: set[Any]) -> list[Any]:
     return sorted(set.__iter__(value), key=id)
 
 
-def _deque_items(value: collections.deque[Any]) -> list[Any]:
-    return [value.maxlen, *value]
-
-
 def _cell_contents(cell: types.CellType) -> list[Any]:
     try:
         return [cell.cell_contents]
@@ -201,15 +233,15 @@ def _cell_contents(cell: types.CellType) -> list[Any]:
         return []
 
 
-_LOOKS: list[tuple[type, Callable[[Any], Callable[[], Change | None]]]] = [
-    (list, _look_at_items("list", lambda value: list(list.__iter__(value)))),
-    (collections.OrderedDict, _look_at_items("dict", lambda value: _flat(collections.OrderedDict.items(value)))),
-    (dict, _look_at_items("dict", lambda value: _flat(dict.items(value)))),
-    (set, _look_at_items("set", _ordered_set)),
-    (collections.deque, _look_at_items("deque", _deque_items)),
-    (bytearray, _look_at_items("bytearray", lambda value: [bytes(value)])),
-    (array.array, _look_at_items("array.array", lambda value: [value.tobytes()])),
-    (types.CellType, _look_at_items("cell", _cell_contents)),
+_CONTAINERS: list[tuple[type, str, Callable[[Any], list[Any]]]] = [
+    (list, "list", lambda value: list(list.__iter__(value))),
+    (collections.OrderedDict, "dict", lambda value: _flat(collections.OrderedDict.items(value))),
+    (dict, "dict", lambda value: _flat(dict.items(value))),
+    (set, "set", _ordered_set),
+    (collections.deque, "deque", list),
+    (bytearray, "bytearray", lambda value: [bytes(value)]),
+    (array.array, "array.array", lambda value: [value.tobytes()]),
+    (types.CellType, "cell", _cell_contents),
 ]
 
 
@@ -228,84 +260,80 @@ def _attributes(value: object) -> dict[str, Any]:
     return found
 
 
-def _look_at_attributes(value: object) -> Callable[[], Change | None]:
-    before = _attributes(value)
+_OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__slotnames__", "_abc_impl"})
 
-    def look() -> Change | None:
-        now = _attributes(value)
-        return _difference(value, "attributes", before, now)
+
+def _look_at_class(value: type, known: _Known) -> Look:
+    def names() -> dict[str, Any]:
+        return {name: held for name, held in vars(value).items() if name not in _OF_CLASSES}
+
+    return _look_at_names("class", names, known)
+
+
+def _look_at_names(how: str, names: Callable[[], dict[str, Any]], known: _Known) -> Look:
+    before = names()
+
+    def look() -> tuple[str, Any] | None:
+        now = names()
+        assigned = {
+            name: held
+            for name, held in now.items()
+            if not _is(before.get(name, _MISSING), held) or id(held) in known.renewed
+        }
+        deleted = [name for name in before if name not in now]
+        return (how, (assigned, deleted)) if assigned or deleted else None
 
     return look
 
 
-def _difference(value: Any, how: str, before: dict[str, Any], now: dict[str, Any]) -> Change | None:
-    assigned = {name: held for name, held in now.items() if not _is(before.get(name, _MISSING), held)}
-    deleted = [name for name in before if name not in now]
-    return Change(value, how, (assigned, deleted)) if assigned or deleted else None
-
-
-_OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__slotnames__", "_abc_impl"})
-
-
-def _look_at_class(value: type) -> Callable[[], Change | None]:
-    def attributes() -> dict[str, Any]:
-        return {name: held for name, held in vars(value).items() if name not in _OF_CLASSES}
-
-    before = attributes()
-    return lambda: _difference(value, "class", before, attributes())
+_POINTER = tuple.__itemsize__  # bytes
 
 
 def _holds_more_than_attributes(kind: type) -> bool:
     """It was written in C, or derives from such a type: its instances are larger than their names need."""
-    names = len(_slots(kind)) + 2  # slots, `__dict__` and `__weakref__`: a pointer each
-    return kind.__basicsize__ > object.__basicsize__ + names * object.__basicsize__ // 2
+    if kind is types.FunctionType:
+        return False
+    names = len(_slots(kind)) + 2  # slots, `__dict__` and `__weakref__`
+    return kind.__basicsize__ > object.__basicsize__ + names * _POINTER
 
 
-MOST_STATE = 1 << 24  # bytes of an object's own state that are looked at
-
-
-def _look_at_state(value: Any) -> Callable[[], Change | None] | None:
-    """For objects with pickling of their own, such as random generators: their state is what they would send."""
-
+def _state_of(value: Any) -> Any:
+    """What its own pickling code gives as its state; None if it gives none."""
     own: Any = copyreg.dispatch_table.get(type(value))
+    reduced = own(value) if own is not None else value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    return reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
 
-    def state() -> tuple[Any, bytes | None]:
-        reduced = own(value) if own is not None else value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-        if not isinstance(reduced, tuple) or len(reduced) < 3 or reduced[2] is None:
-            return None, None
-        return reduced[2], _print_of(reduced[2])
 
+def _look_at_state(value: Any, known: _Known) -> Look | None:
+    """For objects with pickling of their own, such as random generators: their state is what they would send."""
     try:
-        before = state()[1]
+        state = _state_of(value)
     except Exception:
+        return None  # opaque
+    if state is None:
         return None
-    if before is None:
-        return None
+    before = known.fingerprint(state)
 
-    def look() -> Change | None:
-        now, mark = state()
-        return None if mark is None or mark == before else Change(value, "state", now)
+    def look() -> tuple[str, Any] | None:
+        now = _state_of(value)
+        return None if known.fingerprint(now) == before else ("state", now)
 
     return look
 
 
-class _Print(io.BytesIO):
-    """Takes so many bytes and no more."""
-
-    def write(self, data: Any) -> int:
-        if self.tell() + len(data) > MOST_STATE:
-            raise OverflowError
-        return super().write(data)
-
-
-def _print_of(state: Any) -> bytes | None:
-    """Bytes that are the same for the same state; None if there are too many."""
-    from jupyter_tasks.wire import serialize
-
-    data, buffers = serialize.dumps(state)
-    if len(data) + sum(buffer.raw().nbytes for buffer in buffers) > MOST_STATE:
-        return None
-    return b"".join([data, *(bytes(buffer.raw()) for buffer in buffers)])
+def _is_opaque(value: Any) -> bool:
+    """Only its own code can look into it, and it has no state to set: as iterators, or tensors."""
+    kind = type(value)
+    if issubclass(kind, (type, *_CONSTANT, *(base for base, _, _ in _CONTAINERS))) or _is_scalar(value):
+        return False
+    if _is_array(value):
+        return not _is_plain_array(value)  # masked arrays and matrices hold more than their numbers
+    if _is_table(value) or _is_index(value) or not _holds_more_than_attributes(kind):
+        return False
+    try:
+        return _state_of(value) is None
+    except Exception:
+        return True
 
 
 # --- Arrays ---------------------------------------------------------------------------------------------------------
@@ -316,16 +344,23 @@ def _is_array(value: object) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
-def _look_at_array(value: Any) -> Callable[[], Change | None] | None:
+def _is_scalar(value: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, (numpy.generic, numpy.dtype))
+
+
+def _look_at_array(value: Any, known: _Known) -> Look | None:
+    if not _is_plain_array(value):
+        return None  # opaque
     shape = (value.shape, value.dtype)
-    content = _content_of(value)
+    content = _content_of(value, known)
     if content is None:
         return None
 
-    def look() -> Change | None:
+    def look() -> tuple[str, Any] | None:
         if (value.shape, value.dtype) == shape and not content():
             return None
-        return Change(value, "array", _Content(value))
+        return "array", _Content(value)
 
     return look
 
@@ -340,11 +375,11 @@ class _Content:
         return self._value.__reduce_ex__(protocol)
 
 
-def _content_of(value: Any) -> Callable[[], bool] | None:
+def _content_of(value: Any, known: _Known) -> Callable[[], bool] | None:
     """Notes an array's content; tells later whether it was written to."""
     if value.dtype.hasobject:
         before = value.ravel().tolist()
-        return lambda: not _same(before, value.ravel().tolist())
+        return lambda: not known.same(before, value.ravel().tolist())
     pages = _Pages.of(value)
     if pages is not None:
         return pages.written
@@ -412,12 +447,12 @@ class Views:
     """
 
     def __init__(self, owners: Iterable[Any]) -> None:
-        found = [(_start(value), value) for value in owners if _is_array(value) and _can_own(value)]
+        found = [(_start(value), value) for value in owners if _is_plain_array(value) and _can_own(value)]
         # Of two with the same memory the larger owns; of two of the same size the first.
         self._owners = sorted(found, key=lambda item: -item[1].nbytes)
 
     def __call__(self, value: Any) -> Any:
-        if not self._owners or not _is_array(value) or value.base is None or value.dtype.hasobject:
+        if not self._owners or not _is_plain_array(value) or value.base is None or value.dtype.hasobject:
             return NotImplemented
         low, high = _bounds(value)
         for start, owner in self._owners:
@@ -427,6 +462,10 @@ class Views:
                 offset = _start(value) - start
                 return _make_view, (owner, offset, value.shape, value.strides, value.dtype, value.flags.writeable)
         return NotImplemented
+
+
+def _is_plain_array(value: object) -> bool:
+    return _is_array(value) and type(value) is sys.modules["numpy"].ndarray
 
 
 def _make_view(owner: Any, offset: int, shape: Any, strides: Any, dtype: Any, writeable: bool) -> Any:
@@ -476,37 +515,43 @@ def _table_parts(table: Any) -> list[Any]:
 _INNER_ARRAYS = ("_ndarray", "_data", "_mask", "_codes", "_left", "_right", "_sp_values")
 
 
-def _look_at_table(table: Any) -> Callable[[], Change | None]:
+def _is_index(value: object) -> bool:
+    """Nothing of it can change but its names; it keeps caches among its attributes."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.Index)
+
+
+def _look_at_table(table: Any, known: _Known) -> Look:
     def parts() -> list[Any]:
         manager = table._mgr
         placements = [block.mgr_locs.as_array.tolist() for block in manager.blocks]
         return [*(block.values for block in manager.blocks), *manager.axes, repr(placements)]
 
-    before = parts()
-    attributes = {"attrs": dict(table.attrs), "name": getattr(table, "_name", None)}
-    contents = [content for part in before if (content := _content_of_part(part)) is not None]
+    def labels() -> tuple[dict[Any, Any], Any]:
+        return dict(table.attrs), getattr(table, "_name", None)
 
-    def look() -> Change | None:
-        now = parts()
-        same = _same(before, now) and attributes == {"attrs": dict(table.attrs), "name": getattr(table, "_name", None)}
-        if same and not any(content() for content in contents):
+    before, labelled = parts(), labels()
+    contents = [content for part in before if (content := _content_of_part(part, known)) is not None]
+
+    def look() -> tuple[str, Any] | None:
+        if known.same(before, parts()) and labels() == labelled and not any(content() for content in contents):
             return None
-        return Change(table, "table", table.copy(deep=False))
+        return "table", table.copy(deep=False)
 
     return look
 
 
-def _content_of_part(part: Any) -> Callable[[], bool] | None:
+def _content_of_part(part: Any, known: _Known) -> Callable[[], bool] | None:
     if _is_array(part):
-        return _content_of(part)
+        return _content_of(part, known)
     inner = getattr(part, "_ndarray", None)  # dates, categories
     if inner is not None and _is_array(inner):
-        return _content_of(inner)
+        return _content_of(inner, known)
     arrow = getattr(part, "_pa_array", None)
     if arrow is not None:  # never written to, only replaced
         return lambda: getattr(part, "_pa_array", None) is not arrow
     if hasattr(part, "_data") and hasattr(part, "_mask"):  # masked integers and the like
-        looks = [look for each in (part._data, part._mask) if (look := _content_of(each)) is not None]
+        looks = [look for each in (part._data, part._mask) if (look := _content_of(each, known)) is not None]
         return lambda: any(look() for look in looks)
     return None
 
@@ -515,7 +560,7 @@ def _content_of_part(part: Any) -> Callable[[], bool] | None:
 
 
 def apply(changes: list[Change]) -> list[str]:
-    """Brings the changes home into the originals. Returns what could not be: a line for each."""
+    """Brings the changes home into the originals. Returns what could not be brought: a line for each."""
     failed: list[str] = []
     for original, how, state in changes:
         try:
@@ -549,7 +594,7 @@ def _apply_set(original: set[Any], items: list[Any]) -> None:
 
 def _apply_deque(original: collections.deque[Any], items: list[Any]) -> None:
     original.clear()
-    original.extend(items[1:])
+    original.extend(items)
 
 
 def _apply_bytes(original: bytearray, items: list[bytes]) -> None:
@@ -608,6 +653,10 @@ def _apply_array(original: Any, new: Any) -> None:
             original.flags.writeable = False
 
 
+def _apply_index(original: Any, names: list[Any]) -> None:
+    original.names = names
+
+
 def _apply_table(original: Any, new: Any) -> None:
     original._update_inplace(new)
     original.attrs = new.attrs
@@ -628,5 +677,6 @@ _APPLY: dict[str, Callable[[Any, Any], None]] = {
     "class": _apply_class,
     "state": _apply_state,
     "array": _apply_array,
+    "index": _apply_index,
     "table": _apply_table,
 }

@@ -38,7 +38,7 @@ import types
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
 
@@ -58,6 +58,12 @@ Root = str | Callable[[], Mapping[str, object]]
 PROTOCOL = 5
 
 
+class _Places(Protocol):
+    """Where the other side has an object, by its id here; None: nowhere."""
+
+    def get(self, id: int, /) -> int | None: ...
+
+
 def dumps(
     value: object,
     *,
@@ -66,7 +72,7 @@ def dumps(
     reducers: Reducers | None = None,
     to: str = "a worker",
     memo: dict[int, Any] | None = None,
-    known: Mapping[int, int] | None = None,
+    known: _Places | None = None,
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Pickles `value`; the buffers (arrays) are views of the caller's memory, not copies.
 

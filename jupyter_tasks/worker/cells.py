@@ -58,15 +58,17 @@ def pack_changes(outcome: CellOutcome, content: Mapping[str, Any]) -> shared.Pay
     assigned = {
         name: value
         for name, value in outcome.namespace.items()
+        if before.get(name, missing) is not value
+        or received.is_renewed(value)
         # A name that was a ref: its value is no object of the notebook's, so the analysis must say what is changed.
-        if before.get(name, missing) is not value or (name in content["mutates"] and name in content["resolved"])
+        or (name in content["mutates"] and name in content["resolved"])
     }
     home: dict[str, Any] = {
         "assigned": assigned,
         "deleted": [name for name in before if name not in outcome.namespace],
         "changed": changed,
         "value": outcome.value,
-        "left_out": {},
+        "left_out": received.unseen,
     }
     views = identity.Views([*received.arrays(), *assigned.values(), outcome.value])
 
@@ -78,20 +80,19 @@ def pack_changes(outcome: CellOutcome, content: Mapping[str, Any]) -> shared.Pay
     try:
         data, buffers = pickled(home)
     except UnserializableError:
-        home["left_out"] = _leave_out(home, pickled)
+        _leave_out(home, pickled)
         data, buffers = pickled(home)
     return shared.pack(data, buffers)
 
 
-def _leave_out(home: dict[str, Any], pickled: Callable[..., Any]) -> dict[str, str]:
+def _leave_out(home: dict[str, Any], pickled: Callable[..., Any]) -> None:
     """Some of it cannot go: finds out which, one by one. The rest goes in one pickle all the same."""
-    left_out: dict[str, str] = {}
 
     def goes(value: Any, name: str) -> bool:
         try:
             pickled(value, name)
         except UnserializableError as error:
-            left_out[name] = str(error)
+            home["left_out"].append(f"{name} stays in the worker: {error}")
             return False
         return True
 
@@ -101,7 +102,6 @@ def _leave_out(home: dict[str, Any], pickled: Callable[..., Any]) -> dict[str, s
     ]
     if not goes(home["value"], "the cell's value"):
         home["value"] = None
-    return left_out
 
 
 def pack(value: Any) -> shared.Payload:
