@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from jupyter_tasks import exceptions, launch
 from jupyter_tasks.refs import ObjectRef, set_client_source
-from jupyter_tasks.wire.frames import CLIENT_SHIFT, Flag, Kind
+from jupyter_tasks.wire.frames import Flag, Kind
 from jupyter_tasks.worker import context
 
 if TYPE_CHECKING:
@@ -578,13 +578,3 @@ class RuntimeContext:
 def get_runtime_context() -> RuntimeContext:
     """Where this code runs: the task's id, and whether it was asked to stop."""
     return RuntimeContext(context.current_worker())
-
-
-def parse_id(text: str) -> int:
-    """The opposite of what the screen shows: "12" or "3-7" becomes the id on the wire.
-
-    Raises:
-        ValueError: not an id.
-    """
-    client, _, count = text.rpartition("-")
-    return (int(client) if client else 1) << CLIENT_SHIFT | int(count)

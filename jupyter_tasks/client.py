@@ -16,7 +16,6 @@ from __future__ import annotations
 import array
 import contextlib
 import itertools
-import json
 import os
 import pickle
 import queue
@@ -44,7 +43,7 @@ from jupyter_tasks.wire.frames import (
     from_json,
     to_json,
 )
-from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors
+from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
 
 __all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome"]
 
@@ -309,7 +308,6 @@ class Client:
         id = next(self._ids)
         ref = ObjectRef(self, id, "put")
         ref._body = None
-        ref._size = payload.size
         ref._kind = Kind.RESULT
         self._send_payload(Kind.PUT, id, payload.head, payload)
         if pins:
@@ -492,11 +490,7 @@ class Client:
                 break
             if kind == Kind.RESULT and not nfds and not fn and id in pending:
                 ref = pending[id]
-                if flags & Flag.BIG:
-                    ref._size = json.loads(data[at + HEADER_SIZE : stop])
-                    ref._body = None
-                else:
-                    ref._body = data[at + HEADER_SIZE : stop]
+                ref._body = None if flags & Flag.BIG else data[at + HEADER_SIZE : stop]
                 self._final(ref, kind)
                 pending.pop(id, None)
             else:
@@ -881,22 +875,12 @@ def read_welcome(sock: socket.socket) -> dict[str, Any]:
         JupyterTasksError: it refuses us.
         ConnectionError: it ended before it answered.
     """
-    header = _exactly(sock, HEADER_SIZE)
+    header = receive_exactly(sock, HEADER_SIZE)
     size, kind, *_ = HEADER.unpack(header)
-    welcome = from_json(_exactly(sock, size))
+    welcome = from_json(receive_exactly(sock, size))
     if kind != Kind.HELLO or "refused" in welcome:
         raise exceptions.JupyterTasksError(welcome.get("refused", "This is not a supervisor of jupyter_tasks."))
     return dict(welcome)
-
-
-def _exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = sock.recv(count - len(data))
-        if not more:
-            raise ConnectionError("it ended before it answered")
-        data += more
-    return data
 
 
 def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.wire.frames import PROTOCOL, Kind, frame, to_json
+from jupyter_tasks.wire.frames import PROTOCOL, SESSION_MARK, Kind, frame, to_json
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
@@ -114,8 +114,6 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         "-c",
         _BOOT.format(root=root, fd=theirs.fileno()),
     ]
-    from jupyter_tasks.supervisor.zygote import MARK
-
     process = subprocess.Popen(
         command,
         pass_fds=[theirs.fileno()],
@@ -123,7 +121,7 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         stdout=subprocess.DEVNULL,
         stderr=log,
         start_new_session=True,  # a kernel interrupt goes to the kernel's process group; we are not in it
-        env={**os.environ, MARK: mark},
+        env={**os.environ, SESSION_MARK: mark},
     )
     theirs.close()
     config = {

@@ -71,7 +71,7 @@ class ObjectRef:
     or object it stays a ref. Made by `remote()` and `put()`, never by calling this class.
     """
 
-    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_size", "_waiters", "id", "label")
+    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_waiters", "id", "label")
 
     def __init__(self, client: Client, id: int, label: str = "") -> None:
         self.id = id
@@ -79,7 +79,6 @@ class ObjectRef:
         self._client = client
         self._kind = 0  # Kind.RESULT, ERROR or FAILURE once it is final
         self._body: bytes | None = b""  # the outcome; None: a big value that waits at the supervisor
-        self._size = 0
         self._waiters: list[Any] | None = None  # locks that threads wait on
         self._callbacks: list[Callable[[ObjectRef], None]] | None = None
         # Tells when this ref is gone. The callback is C code: in a `__del__` of Python's, a KeyboardInterrupt (the

@@ -131,13 +131,10 @@ class LocalBackend(Backend):
         self._host = host
         self._config = config
         self._most_idle = max(2, int(config["total"]["CPU"]))
-        ours, _, seq = platform.worker_socketpair()
-        ours.close()
-        _.close()
-        if not seq:
-            self.capabilities = Capabilities(depth=1, packet=1)
-        self._seq = seq
         self._zygote_pid, self._zygote = self._first_zygote or zygote.start(config)
+        self._seq = self._zygote.type == socket.SOCK_SEQPACKET
+        if not self._seq:
+            self.capabilities = Capabilities(depth=1, packet=1)
         host.watch(self._zygote.fileno(), self._zygote_says)
 
     # -- the zygote -------------------------------------------------------------------------------------------
@@ -179,7 +176,7 @@ class LocalBackend(Backend):
 
     def _new_worker(self) -> _Worker:
         self._numbers += 1
-        sock, theirs, _ = platform.worker_socketpair()
+        sock, theirs = platform.worker_socketpair()
         for end in (sock, theirs):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
@@ -538,8 +535,7 @@ class LocalBackend(Backend):
             if kind in _END_KINDS:
                 mine = tuple(fds[:nfds])
                 fds = fds[nfds:]
-                total = stop - at + sum(os.fstat(fd).st_size for fd in mine)
-                ends.append(End(id, kind, flags, data[at:stop], mine, total))
+                ends.append(End(id, kind, flags, data[at:stop], mine))
             else:
                 if ends:
                     self._finished(worker, ends)
@@ -661,7 +657,7 @@ class LocalBackend(Backend):
         while at < len(data):
             size, kind, flags, _, _, id = HEADER.unpack_from(data, at)
             stop = at + HEADER_SIZE + size
-            ends.append(End(id, kind, flags, data[at:stop], (), stop - at))
+            ends.append(End(id, kind, flags, data[at:stop]))
             at = stop
         worker.harvested = length
         self._finished(worker, ends)
@@ -679,11 +675,9 @@ class LocalBackend(Backend):
                 break
             for worker in self._ending:
                 worker.dying.discard(pid)
-            worker_ = self._by_pid.pop(pid, None)
-            if worker_ is None:
-                worker_ = self._unknown(pid)
-            if worker_ is not None:
-                self._worker_died(worker_, status)
+            dead = self._by_pid.pop(pid, None) or self._unknown(pid)
+            if dead is not None:
+                self._worker_died(dead, status)
         if self._orphan_sweep_due:
             self._sweep_orphans()
         self._check_gone()

@@ -93,7 +93,7 @@ class Entry:
     Invariant: an entry with no holders whose outcome is there is in no table.
     """
 
-    __slots__ = ("dependents", "fds", "frame", "holders", "id", "kind", "owner", "readers", "size")
+    __slots__ = ("dependents", "fds", "frame", "holders", "id", "kind", "owner", "readers")
 
     def __init__(self, id: int, owner: int) -> None:
         self.id = id
@@ -102,7 +102,6 @@ class Entry:
         self.kind = 0  # Kind.RESULT, ERROR or FAILURE once it is there
         self.frame: bytes = b""  # the whole outcome frame
         self.fds: tuple[int, ...] = ()  # its shared memory, owned by this entry
-        self.size = 0  # bytes, shared memory included
         self.dependents: list[Task] | None = None  # wait for it
         self.readers: list[Fetched] | None = None  # who asked for it, bytes included
 
@@ -141,7 +140,6 @@ class Task(Entry):
         self.kind = 0
         self.frame = b""
         self.fds = ()
-        self.size = 0
         self.dependents = None
         self.readers = None
         self.fn = fn
@@ -232,7 +230,6 @@ class End(NamedTuple):
     flags: int
     frame: bytes
     fds: tuple[int, ...] = ()
-    size: int = 0
 
 
 class Finished(NamedTuple):
@@ -416,7 +413,7 @@ class Retire(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Tell the client these outcomes (of big values only that they are there, and their size)."""
+    """Tell the client these outcomes (of big values only that they are there)."""
 
     client: int
     frames: Sequence[bytes]

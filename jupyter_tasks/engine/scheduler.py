@@ -75,7 +75,7 @@ UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
 class _Queue:
     """Ready tasks of one priority and demand, oldest first."""
 
-    __slots__ = ("demand", "leases", "priority", "tasks")
+    __slots__ = ("demand", "priority", "tasks")
 
     def __init__(self, priority: int, demand: Demand) -> None:
         self.priority = priority
@@ -487,7 +487,7 @@ class Scheduler:
                 continue
             if end.flags & Flag.LINGERS:
                 self._linger(lease, task)
-            task.frame, task.fds, task.size = end.frame, end.fds, end.size
+            task.frame, task.fds = end.frame, end.fds
             self._settle(task, step, end.kind, told, now)
         self._tell(told)
         if not lease.packets:
@@ -569,7 +569,6 @@ class Scheduler:
             cancel.rung = Rung.ASK  # also of a forced cancel: it never ran, so nothing was killed
         told: dict[int, list[bytes]] = {}
         task.frame = frame(Kind.FAILURE, task.id, to_json(_failure(task, step, facts, now)))
-        task.size = len(task.frame)
         self._settle(task, step, Kind.FAILURE, told, now)
         self._tell(told)
 
@@ -585,7 +584,6 @@ class Scheduler:
                 entry = self.objects.get(task.id + i)
                 if entry is not None and entry.kind == 0:
                     entry.frame = _readdressed(task.frame, entry.id)
-                    entry.size = task.size
                     self._outcome(entry, kind, told, now)
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
@@ -603,7 +601,7 @@ class Scheduler:
             self._out.append(Deliver(client, frames))
 
     def _settle_return(self, entry: Entry, end: End, told: dict[int, list[bytes]], now: float) -> None:
-        entry.frame, entry.fds, entry.size = end.frame, end.fds, end.size
+        entry.frame, entry.fds = end.frame, end.fds
         self._outcome(entry, end.kind, told, now)
 
     def _outcome(self, entry: Entry, kind: int, told: dict[int, list[bytes]], now: float) -> None:
@@ -641,7 +639,6 @@ class Scheduler:
             cancelled = entry.kind == Kind.FAILURE and from_json(entry.frame[HEADER_SIZE:])["type"] == "cancelled"
         told: dict[int, list[bytes]] = {}
         task.frame = _readdressed(entry.frame, task.id)
-        task.size = entry.size
         step = Step.UPSTREAM_CANCELLED if cancelled else Step.UPSTREAM_FAILED
         self._settle(task, step, entry.kind, told, now)
         self._tell(told)
@@ -1029,7 +1026,7 @@ def _is_value_of(id: int, task: Task) -> bool:
 
 def _notice(entry: Entry) -> bytes:
     """Says that a big value is there, without its bytes."""
-    return frame(Kind.RESULT, entry.id, to_json(entry.size), flags=Flag.BIG)
+    return frame(Kind.RESULT, entry.id, flags=Flag.BIG)
 
 
 def _readdressed(outcome: bytes, id: int) -> bytes:

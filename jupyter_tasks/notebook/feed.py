@@ -55,11 +55,6 @@ class Feed:
                 self._thread.start()
         self._wake.set()
 
-    def get(self, id: int) -> Board | None:
-        """The task's board."""
-        entry = self._entries.get(id)
-        return entry.board if entry is not None else None
-
     def changed(self, id: int) -> None:
         """The board has something new to show."""
         entry = self._entries.get(id)

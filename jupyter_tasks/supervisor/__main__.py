@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from jupyter_tasks.supervisor import platform, zygote
 from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Kind, from_json
+from jupyter_tasks.wire.sockets import receive_exactly
 
 __all__ = ["main"]
 
@@ -18,23 +19,16 @@ def main(fd: int) -> NoReturn:
     kernel = socket.socket(fileno=fd)
     platform.raise_fd_limit()
     platform.become_subreaper()
-    size, kind, _, _, _, _ = HEADER.unpack(_receive(kernel, HEADER_SIZE))
-    if kind != Kind.HELLO:
-        raise SystemExit("The first word was not HELLO; a supervisor is started by jupyter_tasks only.")
-    config = from_json(_receive(kernel, size))
+    try:
+        size, kind, *_ = HEADER.unpack(receive_exactly(kernel, HEADER_SIZE))
+        if kind != Kind.HELLO:
+            raise SystemExit("The first word was not HELLO; a supervisor is started by jupyter_tasks only.")
+        config = from_json(receive_exactly(kernel, size))
+    except ConnectionError:
+        raise SystemExit("The kernel has gone.") from None
     first_zygote = zygote.start(config)
     # Only now: while we import the supervisor's modules, the zygote imports the workers' (20 ms of a cold start).
     from jupyter_tasks.backends.local import LocalBackend
     from jupyter_tasks.supervisor.loop import Supervisor
 
     Supervisor(kernel, config, LocalBackend(first_zygote)).run()
-
-
-def _receive(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = sock.recv(count - len(data))
-        if not more:
-            raise SystemExit("The kernel has gone.")
-        data += more
-    return data

@@ -58,18 +58,16 @@ def new_poll() -> Any:
     return select.epoll() if hasattr(select, "epoll") else select.poll()
 
 
-def worker_socketpair() -> tuple[socket.socket, socket.socket, bool]:
-    """Our end, the worker's end, and whether message boundaries are kept.
+def worker_socketpair() -> tuple[socket.socket, socket.socket]:
+    """Our end and the worker's end; their `type` tells whether message boundaries are kept.
 
     With boundaries (SEQPACKET) a packet that the worker has not read can be taken back through its own end, and
     the operating system decides who got it. macOS has none: streams, nothing given ahead of time.
     """
     try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return ours, theirs, True
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:
-        ours, theirs = socket.socketpair()
-        return ours, theirs, False
+        return socket.socketpair()
 
 
 def raise_fd_limit() -> None:

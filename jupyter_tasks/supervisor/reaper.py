@@ -128,12 +128,12 @@ def stop_and_check(pid: int) -> bool:
         time.sleep(0.00005)  # a stop takes effect at the next return from the system, within about 0.1 ms
 
 
-def sweep(root: int, *, with_root: bool = True, spare: frozenset[int] = frozenset()) -> list[int]:
+def sweep(root: int, *, with_root: bool = True) -> list[int]:
     """Stops everything below `root` until nothing new shows up. Returns all that was found."""
     found: list[int] = [root] if with_root else []
     if with_root:
         signal_all(found, signal.SIGSTOP)
-    seen = set(found) | spare
+    seen = set(found)
     while True:
         new = [pid for pid in descendants(root) if pid not in seen]
         if not new:

@@ -23,11 +23,10 @@ import time
 from typing import Any
 
 from jupyter_tasks.supervisor import platform, reaper
+from jupyter_tasks.wire.frames import SESSION_MARK
 from jupyter_tasks.wire.sockets import receive
 
-__all__ = ["MARK", "main", "start", "sweep_marked"]
-
-MARK = "JUPYTER_TASKS_SESSION"  # environment variable that every process below a worker inherits
+__all__ = ["main", "start", "sweep_marked"]
 
 
 def start(config: dict[str, Any]) -> tuple[int, socket.socket]:
@@ -35,7 +34,7 @@ def start(config: dict[str, Any]) -> tuple[int, socket.socket]:
 
     The supervisor does this before it imports its own modules: so both import at the same time.
     """
-    ours, theirs, _ = platform.worker_socketpair()
+    ours, theirs = platform.worker_socketpair()
     pid = os.fork()
     if not pid:
         try:
@@ -72,7 +71,7 @@ def main(sock: socket.socket, config: dict[str, Any]) -> None:
         # Four descriptors: the worker's socket, page, stdout and stderr.
         message, fds = receive(sock)
         if not message:
-            sweep_marked(os.environ.get(MARK, ""), spare=os.getpid())
+            sweep_marked(os.environ.get(SESSION_MARK, ""), spare=os.getpid())
             os._exit(0)
         try:
             _fork_twice(sock, message, fds, execution)
@@ -113,7 +112,7 @@ def sweep_marked(mark: str, *, spare: int = 0) -> int:
     """
     if not mark or not os.path.isdir("/proc/self"):
         return 0
-    wanted = f"{MARK}={mark}".encode()
+    wanted = f"{SESSION_MARK}={mark}".encode()
     ended: set[int] = set()
     for _ in range(100):  # rounds of 5 ms; what hangs in the disk has its SIGKILL and goes when it can
         found = [pid for pid in _marked(wanted) if pid not in (spare, os.getpid())]

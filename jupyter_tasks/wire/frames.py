@@ -26,6 +26,7 @@ __all__ = [
     "HEADER_SIZE",
     "MAX_FDS",
     "PROTOCOL",
+    "SESSION_MARK",
     "Flag",
     "Kind",
     "frame",
@@ -34,6 +35,7 @@ __all__ = [
     "to_json",
 ]
 
+SESSION_MARK = "JUPYTER_TASKS_SESSION"  # environment variable that the supervisor and all below it inherit
 PROTOCOL = 1  # goes up when an older peer could misunderstand us; the handshake refuses a difference
 HEADER = struct.Struct("=IBBHQQ")
 HEADER_SIZE = HEADER.size
@@ -78,7 +80,7 @@ class Kind:
 class Flag:
     """Bits of the header's flags; the upper four bits are log2 of the task's duration in microseconds."""
 
-    BIG = 1  # RESULT to a client: the value waits at the supervisor (body: its size); FETCH brings it
+    BIG = 1  # RESULT to a client: the value waits at the supervisor; FETCH brings it
     OPTIONS = 1  # TASK: the body begins with u32 length and JSON options
     STDERR = 1  # OUTPUT
     ANNOUNCE = 2  # TASK: say STARTED

@@ -13,7 +13,7 @@ from typing import Any
 
 from jupyter_tasks.wire.frames import MAX_FDS
 
-__all__ = ["ANCILLARY", "MESSAGE_LIMIT", "RECEIVE_FLAGS", "descriptors", "receive"]
+__all__ = ["ANCILLARY", "MESSAGE_LIMIT", "RECEIVE_FLAGS", "descriptors", "receive", "receive_exactly"]
 
 MESSAGE_LIMIT = 1 << 18  # bytes; no message between supervisor and worker is longer
 
@@ -34,6 +34,21 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """
     count, ancillary, _, _ = sock.recvmsg_into([_buffer], ANCILLARY, RECEIVE_FLAGS | flags)
     return bytes(_view[:count]), descriptors(ancillary) if ancillary else []
+
+
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    """So many bytes, from a socket that waits.
+
+    Raises:
+        ConnectionError: the other side ended before.
+    """
+    data = b""
+    while len(data) < count:
+        more = sock.recv(count - len(data))
+        if not more:
+            raise ConnectionError("it ended before it answered")
+        data += more
+    return data
 
 
 def descriptors(ancillary: Any) -> list[int]:

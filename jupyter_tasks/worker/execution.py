@@ -110,7 +110,6 @@ class _Worker:
         self.guard = Guard(page, own_code)
         self.functions: dict[int, _Function] = {}
         self.task_id = 0
-        self.task_options: dict[str, Any] = {}
         self._values: dict[int, tuple[bytes, int | None]] = {}  # what the next task needs: head, descriptor
         self._ends: list[bytes] = []  # frames not sent yet; the ledger holds the same bytes
         self._messages = 0
@@ -187,7 +186,6 @@ class _Worker:
                 self._skip(id, fd)  # they were taken back between two reads, too
                 guard.end()
                 return
-        self.task_options = options
         progress.set_report(self._report_progress)  # bars of an earlier task are nobody's parents
         if flags & Flag.ANNOUNCE:
             self._flush()

@@ -116,7 +116,7 @@ class Rig:
         """The word of a worker that the task ended."""
         fds = how.get("fds", ())
         body = frame(kind, task.id, b"value" if kind == Kind.RESULT else b"boom", fds=len(fds))
-        return End(task.id, kind, flags | log2 << DURATION_SHIFT, body, tuple(fds), len(body))
+        return End(task.id, kind, flags | log2 << DURATION_SHIFT, body, tuple(fds))
 
     def finish(self, task: Task, kind: int = Kind.RESULT, **how: Any) -> list[Instruction]:
         """The task ended; says so through the lease that it was given to."""

@@ -271,7 +271,7 @@ class Fake:
         if task.id in place.moved or task.id in place.asked or self.rnd.random() < 0.01:
             place.moved.discard(task.id)
             flags = Flag.SKIPPED
-            place.words.append(Finished(lease, [End(task.id, Kind.INTERRUPTED, flags, b"", (), 0)]))
+            place.words.append(Finished(lease, [End(task.id, Kind.INTERRUPTED, flags, b"")]))
             place.asked.discard(task.id)
             place.last = task.id
             return
@@ -332,10 +332,10 @@ class Fake:
                 fds = self.new_fds() if rnd.random() < 0.2 else ()
                 body = frame(kind, task.id + i, b"v")
                 mine = flags | rnd.randrange(16) << DURATION_SHIFT if i == 0 else 0
-                ends.append(End(task.id + i, kind, mine, body, fds, 30))
+                ends.append(End(task.id + i, kind, mine, body, fds))
         else:
             self.errors[task.id] += kind == Kind.ERROR
-            ends.append(End(task.id, kind, flags, frame(kind, task.id, b"boom"), (), 30))
+            ends.append(End(task.id, kind, flags, frame(kind, task.id, b"boom")))
         last = place.words[-1] if place.words else None
         if isinstance(last, Finished) and rnd.random() < 0.5:
             place.words[-1] = Finished(lease, [*last.ends, *ends])  # in one message
@@ -354,7 +354,7 @@ class Fake:
         """What was read is not begun: something lingers here."""
         for rest in place.read:
             place.moved.discard(rest.id)
-            place.words.append(Finished(lease, [End(rest.id, Kind.INTERRUPTED, Flag.SKIPPED, b"", (), 0)]))
+            place.words.append(Finished(lease, [End(rest.id, Kind.INTERRUPTED, Flag.SKIPPED, b"")]))
         place.read.clear()
 
     def die(self, lease: Lease, place: Place) -> None:

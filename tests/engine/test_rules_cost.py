@@ -67,7 +67,7 @@ def hot_loop(scheduler: Scheduler, tasks: list[Task], *, burst: int = BURST) -> 
         do(scheduler.handle(Submitted(tasks[i : i + burst]), 0.0))
     while given:
         lease, packet = given.popleft()
-        ends = [End(task.id, Kind.RESULT, 4 << DURATION_SHIFT, OUTCOME, (), 30) for task in packet]
+        ends = [End(task.id, Kind.RESULT, 4 << DURATION_SHIFT, OUTCOME) for task in packet]
         do(scheduler.handle(Finished(lease, ends), 0.0))
     for i in range(0, len(tasks), 64):
         do(scheduler.handle(Released(KERNEL, [task.id for task in tasks[i : i + 64]]), 0.0))
@@ -162,7 +162,7 @@ def test_many_dependents_of_one_value_cost_no_more_each() -> None:
 
         def play(scheduler: Scheduler = scheduler, run: Any = run, root: Task = root, new: Any = dependents) -> None:
             scheduler.handle(Submitted(new), 0.0)
-            scheduler.handle(Finished(run.lease, [End(root.id, Kind.RESULT, 0, OUTCOME, (), 30)]), 0.0)
+            scheduler.handle(Finished(run.lease, [End(root.id, Kind.RESULT, 0, OUTCOME)]), 0.0)
 
         measured.append(lines(play) / count)
     assert measured[1] < measured[0] * 1.1 + 2, measured
