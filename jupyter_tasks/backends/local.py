@@ -789,12 +789,8 @@ class LocalBackend(Backend):
             found = reaper.sweep(os.getpid(), with_root=False)
             living = [pid for pid in found if reaper.exists(pid)]
             reaper.kill_all(found)
-            while True:
-                try:
-                    if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                        break
-                except ChildProcessError:
-                    return
+            if not reaper.reap():
+                return
             if not living:
                 time.sleep(0.0005)
 

@@ -20,6 +20,7 @@ __all__ = [
     "exists",
     "has_children",
     "kill_all",
+    "reap",
     "signal_all",
     "state_of",
     "stop_and_check",
@@ -141,6 +142,16 @@ def sweep(root: int, *, with_root: bool = True) -> list[int]:
         signal_all(new, signal.SIGSTOP)
         seen.update(new)
         found.extend(new)
+
+
+def reap() -> bool:
+    """Takes the exit status of every child of ours that has ended. False if there are no children at all."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                return True
+        except ChildProcessError:
+            return False
 
 
 def kill_all(pids: Iterable[int]) -> None:

@@ -564,12 +564,7 @@ class _Worker:
         children = reaper.descendants(os.getpid())
         running = [pid for pid in children if reaper.exists(pid)]
         if len(running) < len(children):
-            while True:
-                try:
-                    if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                        break
-                except ChildProcessError:
-                    break
+            reaper.reap()
         return any(not _is_service(pid) for pid in running)
 
     def _look_again(self) -> None:

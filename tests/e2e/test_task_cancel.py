@@ -503,29 +503,38 @@ def test_a_cancelled_task_is_never_retried(retry: Any, force: bool, tmp_path: Pa
 # -- where an interrupt could be lost, or do harm -------------------------------------------------------------------------------------
 
 
+def is_not_lost(task: Callable[[str], None], place: Path) -> None:
+    """The task says that it is in a place where an exception is printed and dropped, and stays there until the
+    interrupt has been sent; then it sleeps."""
+    ref = jt.remote(task).remote(str(place))
+    words.hear(place / "in")
+    jt.cancel(ref)
+    wait_until(lambda: state_of(ref) == "cancelling", "the supervisor has sent the signal")
+    words.say(place / "sent")
+    with pytest.raises(TaskCancelledError):
+        jt.get(ref, timeout=NET)
+
+
+def be_interrupted(place: str) -> None:
+    words.say(f"{place}/in")
+    words.hear(f"{place}/sent")
+    time.sleep(0.05)  # the signal is here by now; raised here it would be lost
+
+
 def test_an_interrupt_inside_del_is_not_lost(tmp_path: Path) -> None:
     class Slow:
         def __init__(self, place: str) -> None:
             self.place = place
 
         def __del__(self) -> None:
-            words.say(f"{self.place}/in")
-            words.hear(f"{self.place}/sent")
-            time.sleep(0.05)  # the signal is here by now; raised here it would be printed and forgotten
+            be_interrupted(self.place)
 
     def task(place: str) -> None:
         thing = Slow(place)
         del thing
         time.sleep(LONG)
 
-    ref = jt.remote(task).remote(str(tmp_path))
-    words.hear(tmp_path / "in")
-    jt.cancel(ref)
-    state = wait_until(lambda: state_of(ref) == "cancelling", "the supervisor has sent the signal")
-    assert state
-    words.say(tmp_path / "sent")
-    with pytest.raises(TaskCancelledError):
-        jt.get(ref, timeout=NET)
+    is_not_lost(task, tmp_path)
 
 
 def test_an_interrupt_inside_a_weakref_callback_is_not_lost(tmp_path: Path) -> None:
@@ -533,33 +542,20 @@ def test_an_interrupt_inside_a_weakref_callback_is_not_lost(tmp_path: Path) -> N
         pass
 
     def task(place: str) -> None:
-        def callback(_: object) -> None:
-            words.say(f"{place}/in")
-            words.hear(f"{place}/sent")
-            time.sleep(0.05)
-
         thing = Thing()
-        keep = weakref.ref(thing, callback)
+        keep = weakref.ref(thing, lambda _: be_interrupted(place))
         del thing
         assert keep() is None
         time.sleep(LONG)
 
-    ref = jt.remote(task).remote(str(tmp_path))
-    words.hear(tmp_path / "in")
-    jt.cancel(ref)
-    wait_until(lambda: state_of(ref) == "cancelling", "the supervisor has sent the signal")
-    words.say(tmp_path / "sent")
-    with pytest.raises(TaskCancelledError):
-        jt.get(ref, timeout=NET)
+    is_not_lost(task, tmp_path)
 
 
 def test_an_interrupt_inside_a_gc_callback_is_not_lost(tmp_path: Path) -> None:
     def task(place: str) -> None:
         def callback(phase: str, info: object) -> None:
             if phase == "start" and not words.said(f"{place}/in"):
-                words.say(f"{place}/in")
-                words.hear(f"{place}/sent")
-                time.sleep(0.05)
+                be_interrupted(place)
 
         gc.callbacks.append(callback)
         try:
@@ -568,13 +564,7 @@ def test_an_interrupt_inside_a_gc_callback_is_not_lost(tmp_path: Path) -> None:
         finally:
             gc.callbacks.remove(callback)
 
-    ref = jt.remote(task).remote(str(tmp_path))
-    words.hear(tmp_path / "in")
-    jt.cancel(ref)
-    wait_until(lambda: state_of(ref) == "cancelling", "the supervisor has sent the signal")
-    words.say(tmp_path / "sent")
-    with pytest.raises(TaskCancelledError):
-        jt.get(ref, timeout=NET)
+    is_not_lost(task, tmp_path)
 
 
 def test_an_interrupt_inside_an_import_replaces_the_worker(tmp_path: Path) -> None:

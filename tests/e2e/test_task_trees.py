@@ -186,6 +186,7 @@ def test_a_fork_bomb_that_keeps_forking_is_caught(tmp_path: Path) -> None:
         words.say(f"{place}/in", os.getpid())
         while True:  # each child lives for a moment and leaves another one, in its own session
             if os.fork() == 0:
+                words.mark(f"{place}/forks")
                 os.setsid()
                 time.sleep(0.01)
                 if os.fork() == 0:
@@ -195,7 +196,7 @@ def test_a_fork_bomb_that_keeps_forking_is_caught(tmp_path: Path) -> None:
 
     ref = jt.remote(task).remote(str(tmp_path))
     worker = int(words.hear(tmp_path / "in"))
-    time.sleep(0.05)
+    wait_until(lambda: words.marks(tmp_path / "forks") > 10, "the bomb goes off")
     jt.cancel(ref, force=True)
     with pytest.raises(ForceCancelledError):
         jt.get(ref, timeout=NET)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import os
+import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -339,45 +341,58 @@ def test_the_stop_button_ends_wait_at_once(tmp_path: Path) -> None:
     assert jt.get(ref, timeout=NET) == "done"
 
 
-def storm(seconds: float, big: bool) -> tuple[int, int]:
-    """KeyboardInterrupts at random moments inside `get`. Returns how many tasks ran and how many were raised."""
-    import random
+class Alarms:
+    """`with Alarms() as alarms`: KeyboardInterrupts at random moments of what `strike` is given."""
 
-    armed = False
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.raised = 0
+        self._armed = False
 
-    def handler(*_: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
+    def __enter__(self) -> Alarms:
+        self._before = signal.signal(signal.SIGALRM, self._ring)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rest()
+        signal.signal(signal.SIGALRM, self._before)
+
+    def _ring(self, *_: object) -> None:
+        if self._armed:
+            self._armed = False
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, handler)
-    rnd = random.Random(7)
+    def strike(self, action: Callable[[], object], within_s: float) -> None:
+        """Does it, perhaps not to its end."""
+        try:
+            self._armed = True
+            signal.setitimer(signal.ITIMER_REAL, self.random.random() * within_s + 1e-6)
+            action()
+            self._armed = False
+        except KeyboardInterrupt:
+            self.raised += 1
+
+    def rest(self) -> None:
+        """None any more until the next strike."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def storm(seconds: float, big: bool) -> tuple[int, int]:
+    """KeyboardInterrupts at random moments inside `get`. Returns how many tasks ran and how many were raised."""
     task = jt.remote(lambda i: (i, b"x" * 150_000 if big else b""))
-    tasks = raised = 0
+    tasks = 0
     end = time.monotonic() + seconds
-    try:
+    with Alarms(seed=7) as alarms:
         while time.monotonic() < end:
-            refs = [task.remote(i) for i in range(rnd.choice((1, 1, 3, 40)))]
+            refs = [task.remote(i) for i in range(alarms.random.choice((1, 1, 3, 40)))]
             tasks += len(refs)
             for ref in refs:
-                try:
-                    armed = True
-                    signal.setitimer(signal.ITIMER_REAL, rnd.random() * (0.001 if big else 0.00025) + 1e-6)
-                    jt.get(ref, timeout=NET)
-                    armed = False
-                except KeyboardInterrupt:
-                    raised += 1
-                finally:
-                    armed = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+                alarms.strike(functools.partial(jt.get, ref, timeout=NET), 0.001 if big else 0.00025)
+            alarms.rest()
             # No frame was lost, and none is stuck behind a lock that nobody holds any more.
             for i, ref in enumerate(refs):
                 assert jt.get(ref, timeout=NET)[0] == i
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    return tasks, raised
+    return tasks, alarms.raised
 
 
 def mappings() -> int:
@@ -438,46 +453,26 @@ def test_a_storm_of_interrupts_while_other_threads_wait_too() -> None:
 @pytest.mark.slow
 def test_a_storm_of_interrupts_while_submitting_loses_nothing_that_was_returned() -> None:
     """Interrupts in `remote()`, `cancel()` and `put()`: a frame that was sent in part is finished by the next one."""
-    import random
-
-    armed = False
-
-    def handler(*_: Any) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, handler)
-    rnd = random.Random(8)
     identity = jt.remote(lambda i: i)
-    raised = 0
     end = time.monotonic() + 5.0
-    try:
+
+    def submit(i: int, refs: list[tuple[jt.ObjectRef, int]]) -> None:
+        refs.append((identity.remote(i), i))
+        stored = jt.put(i)
+        jt.cancel(stored)
+        refs.append((identity.remote(stored), i))
+
+    with Alarms(seed=8) as alarms:
         while time.monotonic() < end:
             refs: list[tuple[jt.ObjectRef, int]] = []
             for i in range(30):
-                try:
-                    armed = True
-                    signal.setitimer(signal.ITIMER_REAL, rnd.random() * 0.0002 + 1e-6)
-                    refs.append((identity.remote(i), i))
-                    stored = jt.put(i)
-                    jt.cancel(stored)
-                    refs.append((identity.remote(stored), i))
-                    armed = False
-                except KeyboardInterrupt:
-                    raised += 1
-                finally:
-                    armed = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+                alarms.strike(functools.partial(submit, i, refs), 0.0002)
+            alarms.rest()
             for ref, value in refs:
                 assert jt.get(ref, timeout=NET) == value
             refs.clear()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    print(f"{raised} interrupts raised")
-    assert raised > 10
+    print(f"{alarms.raised} interrupts raised")
+    assert alarms.raised > 10
     others_can_still_wait()
 
 
