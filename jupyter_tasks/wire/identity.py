@@ -42,6 +42,9 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from jupyter_tasks.wire import serialize
+from jupyter_tasks.wire.serialize import attributes_of
+
 __all__ = ["Change", "Received", "Views", "apply"]
 
 
@@ -132,8 +135,6 @@ class _Known:
 
     def fingerprint(self, value: Any) -> int:
         """The same number for the same content, without that of the other copies in it. -1: cannot be pickled."""
-        from jupyter_tasks.wire import serialize
-
         try:
             data, buffers = serialize.dumps(value, known=_AllBut(id(value), self.places))
         except Exception:
@@ -187,7 +188,7 @@ def _look_at(value: Any, known: _Known) -> Look | None:
         if _holds_more_than_attributes(kind) and not _is_array(value):
             looks.append(_look_at_state(value, known))
     if kind.__dictoffset__ != 0 or _slots(kind):
-        looks.append(_look_at_names("attributes", lambda: _attributes(value), known))
+        looks.append(_look_at_names("attributes", lambda: attributes_of(value), known))
     return _all_of([look for look in looks if look is not None])
 
 
@@ -248,16 +249,6 @@ _CONTAINERS: list[tuple[type, str, Callable[[Any], list[Any]]]] = [
 def _slots(kind: type) -> list[str]:
     names: list[str] = copyreg._slotnames(kind)  # type: ignore[attr-defined]  # what object.__reduce_ex__ uses
     return names
-
-
-def _attributes(value: object) -> dict[str, Any]:
-    """All that the instance holds by name: its `__dict__`, and its slots."""
-    found: dict[str, Any] = dict(getattr(value, "__dict__", {}))
-    for name in _slots(type(value)):
-        held = getattr(value, name, _MISSING)
-        if held is not _MISSING:
-            found[name] = held
-    return found
 
 
 _OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__slotnames__", "_abc_impl"})

@@ -528,6 +528,9 @@ def test_star_changes_the_notebooks_own_objects(kernel: Kernel) -> None:
     assert kernel.run("rows, alias is rows, box['more'] is rows").result == "([1, 2, 'grown'], True, True)"
     assert kernel.run("view[1] == 5, same is df, list(same.y)").result == "(np.True_, True, [2, 4])"
     assert kernel.run("model.fitted is rows, mine is box, type(model) is Model").result == "(True, True, True)"
+    kernel.run("import itertools; numbers = itertools.count(5); holder = {'it': numbers}")
+    assert kernel.run("%%remote --wait -o '*'\nnext(numbers); next(holder['it'])").result == "6"
+    assert kernel.run("next(numbers), numbers is holder['it']").result == "(7, True)"
     assert kernel.run("%%remote --wait -o '*'\nrows.append('before'); 1/0").reply["ename"] == "ZeroDivisionError"
     stopped = kernel.start(
         "%%remote --wait -o '*'\nimport time\nrows.clear(); new = 'half'\nopen('star', 'w').close(); time.sleep(60)"

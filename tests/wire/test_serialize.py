@@ -46,8 +46,9 @@ import pandas as pd
 import pytest
 
 from jupyter_tasks.exceptions import ObjectLostError, UnserializableError
-from jupyter_tasks.wire import serialize
-from jupyter_tasks.wire.serialize import blame, dumps, loads
+from jupyter_tasks.wire import culprit, serialize
+from jupyter_tasks.wire.culprit import blame
+from jupyter_tasks.wire.serialize import dumps, loads
 from jupyter_tasks.wire.shared import Payload, pack, unpack
 
 Namespace = dict[str, Any]
@@ -1360,7 +1361,7 @@ CULPRITS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "proxy_dict": (lambda: types.MappingProxyType({"a": LOCK}), "x['a']", "_thread.lock"),
     "attributes": (lambda: Plain(opt={"guard": [LOCK]}), "x.opt['guard'][0]", "_thread.lock"),
     "slots": (lambda: Slotted(LOCK, 1), "x.public", "_thread.lock"),
-    "private_slot": (lambda: Slotted(1, LOCK), "x.__private", "_thread.lock"),
+    "private_slot": (lambda: Slotted(1, LOCK), "x._Slotted__private", "_thread.lock"),
     "dataclass": (lambda: Record(LOCK), "x.field", "_thread.lock"),
     "exception": (lambda: ValueError("a", LOCK), "x.args[1]", "_thread.lock"),
     "class_attribute": (lambda: [HasLock()], "HasLock.guard", "_thread.lock"),
@@ -1640,13 +1641,13 @@ def test_a_value_that_pickles_at_the_second_try() -> None:
 def reduced_by(action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many objects picklers were asked to reduce meanwhile."""
     count = itertools.count()
-    override = serialize._Pickler.reducer_override
+    override = serialize.Pickler.reducer_override
 
     def counting(self: Any, obj: Any) -> Any:
         next(count)
         return override(self, obj)
 
-    monkeypatch.setattr(serialize._Pickler, "reducer_override", counting)
+    monkeypatch.setattr(serialize.Pickler, "reducer_override", counting)
     action()
     monkeypatch.undo()
     return next(count)
@@ -1668,13 +1669,13 @@ def test_a_culprit_in_a_long_list_is_found_without_pickling_each_item(
 
 
 def test_a_huge_value_is_searched_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serialize, "SEARCH_LIMIT", 1000)
+    monkeypatch.setattr(culprit, "SEARCH_LIMIT", 1000)
     items: list[Any] = [[n] for n in range(5000)]
     items.append([LOCK])
     with pytest.raises(UnserializableError) as caught:
         dumps(items, root="x")
     assert str(caught.value).startswith("Cannot send 'x' to a worker: it (of type list) holds a _thread.lock")
-    monkeypatch.setattr(serialize, "ITEMS_LIMIT", 3)
+    monkeypatch.setattr(culprit, "ITEMS_LIMIT", 3)
     assert blame([1, 2, 3, LOCK], "x").path == "x"
 
 

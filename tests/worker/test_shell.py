@@ -985,7 +985,7 @@ def test_asking_for_input_fails_at_once_or_is_answered() -> None:
         *[("input", "input()"), ("getpass", "getpass()"), ("breakpoint", "breakpoint()"), ("debug", "%debug")]
     ]:
         assert seen[name]["ename"] == "StdinNotImplementedError"
-        assert seen[name]["evalue"].startswith(f"{what} is not available in a background cell; run the cell with")
+        assert seen[name]["evalue"].startswith(f"{what} is not available in a worker yet; run the cell without")
     assert seen["pdb"]["failed"] is True
     assert seen["pdb magic"]["ename"] == "ZeroDivisionError"
     assert "%pdb is not available" in text_of(seen["pdb magic"], "stderr")
