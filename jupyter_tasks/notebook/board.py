@@ -51,12 +51,13 @@ class LogText:
     Text may come in any pieces. Only the end is kept.
     """
 
-    __slots__ = ("_column", "_head", "_line")
+    __slots__ = ("_column", "_dropped", "_head", "_line")
 
     def __init__(self) -> None:
         self._head = ""  # whole lines
         self._line = ""  # the last one
         self._column = 0  # where the next character goes
+        self._dropped = False  # there was more before
 
     def write(self, text: str) -> None:
         """Appends, or overwrites what stands there."""
@@ -71,9 +72,9 @@ class LogText:
             for piece in _CONTROLS.split(text):
                 self._write_piece(piece)
         if len(self._head) > 2 * LOG_TAIL:
-            self._head = self._head[-LOG_TAIL:]
+            self._head, self._dropped = self._head[-LOG_TAIL:], True
         if len(self._line) > 2 * LOG_TAIL:
-            self._line = self._line[-LOG_TAIL:]
+            self._line, self._dropped = self._line[-LOG_TAIL:], True
             self._column = min(self._column, len(self._line))
 
     def _write_piece(self, piece: str) -> None:
@@ -90,7 +91,12 @@ class LogText:
 
     def clear(self) -> None:
         """Nothing was written."""
-        self._head, self._line, self._column = "", "", 0
+        self._head, self._line, self._column, self._dropped = "", "", 0, False
+
+    @property
+    def is_cut(self) -> bool:
+        """It shows the end of the text only."""
+        return self._dropped or len(self._head) + len(self._line) > LOG_TAIL
 
     def __str__(self) -> str:
         return (self._head + self._line)[-LOG_TAIL:]
@@ -253,13 +259,19 @@ class Board:
         lines += [self._bar_text(bar) for bar in self.bars.values()]
         lines += [f"  {note}" for note in self.notes]
         if self.log:
-            lines.append(strip_ansi(str(self.log)).rstrip("\n"))
+            lines.append(self._log_text().rstrip("\n"))
         for _, data, _ in self.displays:
             if isinstance(data.get("text/plain"), str):
                 lines.append(data["text/plain"])
         if self.error:
             lines.append(self.error)
         return "\n".join(lines)
+
+    def _log_text(self) -> str:
+        text = strip_ansi(str(self.log))
+        return (
+            f"[... the end of the output; more of it: %tasks logs {self.task_id}]\n{text}" if self.log.is_cut else text
+        )
 
     @staticmethod
     def _bar_text(bar: dict[str, Any]) -> str:
@@ -284,7 +296,7 @@ class Board:
         parts += [self._bar_html(bar) for bar in self.bars.values()]
         parts += [f'<div style="opacity:.75">{esc(note)}</div>' for note in self.notes]
         if self.log:
-            parts.append(_pre(strip_ansi(str(self.log))))
+            parts.append(_pre(self._log_text()))
         parts += [_display_html(data) for _, data, _ in self.displays]
         if self.error:
             # What was asked for is no alarm.

@@ -278,10 +278,11 @@ def test_a_task_that_raises_another_error_in_the_handler_raises_that(tmp_path: P
 
 
 def stubborn(place: str, times: int) -> str:
-    """Catches so many interrupts and goes on."""
-    words.say(f"{place}/in", os.getpid())
+    """Catches so many interrupts, from its first word on, and goes on."""
     for i in range(times):
         try:
+            if i == 0:
+                words.say(f"{place}/in", os.getpid())
             time.sleep(LONG)
         except KeyboardInterrupt:
             words.say(f"{place}/caught{i}", jt.get_runtime_context().is_canceled())

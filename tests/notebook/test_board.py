@@ -109,7 +109,9 @@ def test_a_long_log_is_bounded() -> None:
         board.take_text(f"line {i}\n")
     assert len(str(board.log)) <= LOG_TAIL
     assert "line 9999" in board.text(0.0)
-    assert len(board.text(0.0)) < LOG_TAIL + 100
+    assert len(board.text(0.0)) < LOG_TAIL + 200
+    for shown in (board.text(0.0), board.html(0.0)):
+        assert "the end of the output; more of it: %tasks logs 7]" in shown
 
 
 def test_displays_are_kept_updated_and_bounded() -> None:
