@@ -411,11 +411,15 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
         TaskCancelledError, TaskError (also an instance of what the task raised), WorkerCrashedError,
         TaskTimeoutError, OutOfMemoryError, ObjectLostError: what became of the task. A list raises for its first ref
         that failed, without waiting for the others.
-        TypeError: something else than a ref was given.
+        TypeError: something else than a ref was given. (In a cell, a name that holds a ref in the notebook holds its
+            value already; such a value is returned as it is.)
     """
     try:
         if isinstance(refs, ObjectRef):
             return _get_list([refs], timeout, cancel_on_interrupt)[0]
+        worker = context.current_worker()
+        if worker is not None and worker.replaced:
+            return _get_replaced(refs, worker.replaced, timeout, cancel_on_interrupt)
         if not isinstance(refs, (list, tuple)):
             raise TypeError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}.")
         for i, ref in enumerate(refs):
@@ -424,6 +428,19 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
         return _get_list(list(refs), timeout, cancel_on_interrupt)
     except exceptions.JupyterTasksError as error:
         raise error.with_traceback(None) from error.__cause__  # our own frames say nothing about the task
+
+
+def _get_replaced(refs: Any, replaced: frozenset[int], timeout: float | None, cancel_on_interrupt: bool) -> Any:
+    """In a cell, whose names hold values where the notebook's hold refs: `get` of such a value is the value."""
+    if id(refs) in replaced:
+        return refs
+    several = isinstance(refs, (list, tuple))
+    for i, ref in enumerate(refs if several else [refs]):
+        if not isinstance(ref, ObjectRef) and id(ref) not in replaced:
+            what = f"item {i} is" if several else "not"
+            raise TypeError(f"get() takes an ObjectRef or a list of them; {what} {type(ref).__name__}.")
+    got = iter(_get_list([ref for ref in refs if isinstance(ref, ObjectRef)], timeout, cancel_on_interrupt))
+    return [next(got) if isinstance(ref, ObjectRef) else ref for ref in refs]
 
 
 def _get_list(refs: list[ObjectRef], timeout: float | None, cancel_on_interrupt: bool) -> list[Any]:

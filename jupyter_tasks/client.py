@@ -609,10 +609,12 @@ class Client:
         """
         id = next(self._request_ids)
         slot = _Slot()
-        self._replies[id] = slot
-        self._send(frame(Kind.REQUEST, id, to_json({"op": op, **arguments})))
-        self.wait([slot], timeout=timeout)
-        self._replies.pop(id, None)
+        try:
+            self._replies[id] = slot
+            self._send(frame(Kind.REQUEST, id, to_json({"op": op, **arguments})))
+            self.wait([slot], timeout=timeout)
+        finally:
+            self._replies.pop(id, None)  # an interrupt may have ended the waiting
         if not slot._kind:
             raise exceptions.ObjectLostError(f"The supervisor did not answer {op!r} within {timeout} s.")
         if slot._kind == Kind.FAILURE:

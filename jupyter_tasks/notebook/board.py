@@ -124,6 +124,7 @@ class Board:
     error: str = ""  # the reason of an end without a value
     error_line: str = ""  # the same in one line
     notes: list[str] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)  # ids of earlier runs of the same cell that are not over
     clear_next: bool = False
     settled: bool = False  # its value or error has arrived, too
     seen_at: float = 0.0  # the feed's clock, at the last word of the supervisor
@@ -229,6 +230,10 @@ class Board:
                 parts.append(f", CPU {show_seconds(cpu)}, memory {show_bytes(memory)}")
         if record.get("lingers"):
             parts.append(", threads or processes of it still run")
+        if self.earlier:
+            runs = f"an earlier run is still running: %tasks cancel {self.earlier[-1]} stops it"
+            others = f" ({len(self.earlier)} of them)" if len(self.earlier) > 1 else ""
+            parts.append(f"; {runs}{others}")
         return "".join(parts)
 
     def bundle(self, now: float) -> dict[str, Any]:

@@ -5,20 +5,23 @@ Everything here runs in the notebook's main thread, except the sinks, which the 
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import getpass
 import keyword
 import queue
+import re
 import signal
 import sys
 import sysconfig
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from IPython.core.error import UsageError
+from IPython.core.error import StdinNotImplementedError, UsageError
 
 from jupyter_tasks import api, exceptions
 from jupyter_tasks.client import Client
@@ -27,6 +30,7 @@ from jupyter_tasks.notebook.board import FINAL_STATES, Board, strip_ansi
 from jupyter_tasks.notebook.feed import Feed
 from jupyter_tasks.notebook.output import Place, Router, Screen
 from jupyter_tasks.refs import Dependency, ObjectRef
+from jupyter_tasks.show import show_bytes
 from jupyter_tasks.wire import identity, serialize, shared
 from jupyter_tasks.wire.frames import Kind, show_id
 
@@ -34,6 +38,7 @@ __all__ = ["CellOptions", "Launcher"]
 
 _RESERVED = frozenset({"all"})  # `%tasks cancel all`
 MOST_LINE = 200  # characters of an error in the headline
+BIG = 1_000_000_000  # bytes; more than that taken along by one cell is said, with the names (SEMANTICS: 1 GB)
 MOST_NOTED = 5  # names that one line of a message lists
 
 
@@ -43,7 +48,10 @@ class CellOptions:
 
     name: str | None = None
     ins: list[str] | None = None
+    only: list[str] | None = None
+    refs: list[str] | None = None
     outs: list[str] | str | None = None
+    replace: bool = False
     wait: bool = False
     quiet: bool = False
     timeout: float | None = None
@@ -59,6 +67,7 @@ class _Launched:
     """One cell on its way."""
 
     label: str
+    name: str | None  # the NAME that the user gave
     ref: ObjectRef
     returns: list[ObjectRef]  # the ref, then what `-o` brings
     place: Place
@@ -133,11 +142,12 @@ class Launcher:
         names = self._analyse(cell, first_line)
         outs = self._outs(options, names)
         self._check_name(options.name, outs)
+        keep = names.refs_only | self._kept_refs(options)
         taken = self._captured(options, names)
         label = options.name or f"cell {self._number()}"
         wire = self._wire_options(options, outs, label, first_line)
         sent: dict[int, Any] | None = {} if outs == "*" else None
-        payload = self._pack(cell, taken, names, wire, label, sent)
+        payload = self._pack(cell, taken, names, keep, wire, label, sent)
         client = self._started()
         try:
             api._check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, client.settings["total"], label)
@@ -145,7 +155,19 @@ class Launcher:
             payload.close()
             raise UsageError(f"%%remote: {error}") from None
         self._warm(client)
+        if options.replace:
+            for launched in self._earlier_runs(options.name):
+                client.cancel(launched.ref.id, reason="replaced by a new run")
         self._run(client, payload, wire, label, outs, options, sent)
+
+    def _earlier_runs(self, name: str | None, place: Place | None = None) -> list[_Launched]:
+        """The open runs of the same NAME, or of the very same cell (front-ends tell a cell's id), oldest first."""
+        cell_id = (place or self._screen.here()).cell_id
+        return [
+            launched
+            for launched in self._open.values()
+            if (name is not None and launched.name == name) or (cell_id and launched.place.cell_id == cell_id)
+        ]
 
     def _number(self) -> int:
         """The N of this cell's In[N]. (IPython 9 counts `execution_count` up before the cell runs, 8 after it.)"""
@@ -189,12 +211,25 @@ class Launcher:
 
     def _captured(self, options: CellOptions, names: capture.CellNames) -> dict[str, Any]:
         namespace = self._ip.user_ns
-        if options.ins is not None:
-            missing = [name for name in options.ins if name not in namespace]
+        for flag, listed in (("--in", options.ins), ("--only", options.only), ("--refs", options.refs)):
+            missing = [name for name in listed or () if name not in namespace]
             if missing:
-                raise UsageError(f"%%remote: there is no variable {missing[0]!r} to take along with --in.")
-            return {name: namespace[name] for name in options.ins}
-        return capture.collect(names.reads, namespace, getattr(self._ip, "user_ns_hidden", {}))
+                raise UsageError(f"%%remote: there is no variable {missing[0]!r} to take along with {flag}.")
+        more = {*(options.ins or ()), *(options.refs or ())}
+        if options.only is not None:
+            return {name: namespace[name] for name in sorted({*options.only, *more})}
+        taken = capture.collect(names.reads | more, namespace, getattr(self._ip, "user_ns_hidden", {}))
+        return {**{name: namespace[name] for name in sorted(more)}, **taken}
+
+    def _kept_refs(self, options: CellOptions) -> set[str]:
+        for name in options.refs or ():
+            held = self._ip.user_ns.get(name)
+            if name in self._ip.user_ns and not isinstance(held, ObjectRef):
+                raise UsageError(
+                    f"%%remote: --refs keeps references, but {name!r} holds a {type(held).__name__}; "
+                    "leave it out, it is taken along as it is."
+                )
+        return set(options.refs or ())
 
     def _wire_options(self, options: CellOptions, outs: list[str] | str, label: str, first_line: str) -> dict[str, Any]:
         star = outs == "*"
@@ -223,11 +258,12 @@ class Launcher:
         cell: str,
         taken: dict[str, Any],
         names: capture.CellNames,
+        keep: Set[str],
         wire: dict[str, Any],
         label: str,
         memo: dict[int, Any] | None,
     ) -> shared.Payload:
-        """Source and names in one pickle, so that shared objects stay shared."""
+        """Source and names in one pickle, so that shared objects stay shared. Refs in `keep` stay refs."""
         deps: list[int] = []
         pins: list[int] = []
         sent: dict[str, Any] = {}
@@ -235,7 +271,7 @@ class Launcher:
             if isinstance(value, ObjectRef):
                 if value._client is not self._client or value._client.closed:
                     value = self._value_of_old(name, value)
-                elif name not in names.refs_only:
+                elif name not in keep:
                     deps.append(value.id)
                     value = Dependency(value.id)
                 else:
@@ -256,7 +292,25 @@ class Launcher:
             )
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None
-        return shared.pack(data, buffers)
+        payload = shared.pack(data, buffers)
+        if payload.size > BIG:
+            self._warn_of_size(label, payload.size, sent)
+        return payload
+
+    def _warn_of_size(self, label: str, size: int, sent: dict[str, Any]) -> None:
+        """Names what is so big. Pickles each name once more: that costs little beside what follows."""
+        sizes: dict[str, int] = {}
+        for name, value in sent.items():
+            with contextlib.suppress(Exception):  # it went well a moment ago, as part of the whole
+                data, buffers = serialize.dumps(value, namespace=self._ip.user_ns)
+                sizes[name] = len(data) + sum(buffer.raw().nbytes for buffer in buffers)
+        biggest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        which = ", ".join(f"{name} ({show_bytes(sizes[name])})" for name in biggest)
+        print(
+            f"%%remote {label} takes along {show_bytes(size)}: {which}. For several cells, send such a value once: "
+            f"{biggest[0]} = jt.put({biggest[0]}); what the cell does not need, leave out with --only.",
+            file=sys.stderr,
+        )
 
     @staticmethod
     def _value_of_old(name: str, ref: ObjectRef) -> Any:
@@ -294,18 +348,20 @@ class Launcher:
         # The sink must be there before the task's first word: the id is known beforehand.
         id = client.new_ids(wire["num_returns"])
         board = None if options.wait or options.quiet else Board(show_id(id), label)
+        earlier = self._earlier_runs(options.name, place)
         if options.wait:
             self._router.add(id, lambda kind, content, stderr: news.put((kind, content, stderr)))
         elif board is not None:
+            board.earlier = [each.ref.task_id for each in earlier]
             self._router.add(id, lambda kind, content, stderr: self._to_board(id, board, place, kind, content, stderr))
             self._feed.add(id, board, place)
         with _StopButton(lambda: news.put(_STOP)) as button:
             submitted = client.submit_packed(Kind.TASK, 0, payload, label, wire, wire["num_returns"], id)
             returns = submitted if isinstance(submitted, list) else [submitted]
-            launched = _Launched(label, returns[0], returns, place, board, sent=sent)
+            launched = _Launched(label, options.name, returns[0], returns, place, board, sent=sent)
             self._bind(launched, outs, options)
             if options.wait:
-                self._wait(client, launched, news)
+                self._wait(client, launched, news, button)
             else:
                 self._open[id] = launched
                 client.when_final(launched.ref, lambda ref: self._ended(launched))
@@ -347,6 +403,10 @@ class Launcher:
     def _ended(self, launched: _Launched) -> None:
         ref, board = launched.ref, launched.board
         self._open.pop(ref.id, None)
+        for other in list(self._open.values()):
+            if other.board is not None and ref.task_id in other.board.earlier:
+                other.board.earlier.remove(ref.task_id)
+                self._feed.changed(other.ref.id)
         if ref._kind != Kind.RESULT:
             error = _error_of(ref)
             if launched.replaced:
@@ -359,8 +419,9 @@ class Launcher:
 
     def _tell_error(self, board: Board, error: BaseException, launched: _Launched) -> None:
         lines = getattr(error, "__dict__", {}).get("lines")
+        hint = self._hint(error)
         if lines:
-            board.error = strip_ansi("\n".join(lines))
+            board.error = strip_ansi("\n".join([*lines, *hint]))
         elif isinstance(error, exceptions.TaskError):
             board.error = f"{error.type_name}: {error}"
         elif isinstance(error, exceptions.TaskCancelledError):
@@ -375,6 +436,18 @@ class Launcher:
         for name in launched.replaced:
             board.notes.append(f"{name} gets back the value that it had before")
 
+    def _hint(self, error: BaseException) -> list[str]:
+        """What to do about a name that analysis did not find in the cell, and that is there."""
+        if not isinstance(error, exceptions.TaskError) or error.type_name not in (
+            "NameError",
+            "UndefinedVariableError",
+        ):
+            return []
+        found = _NAME_ERROR.search(str(error))
+        if found is None or found[1] not in self._ip.user_ns:
+            return []
+        return [f"{found[1]!r} exists in the kernel: add `--in {found[1]}` to the %%remote line."]
+
     def _restore_names(self) -> None:
         """A cancelled `df = df.dropna()` must not cost `df`: what `-o` replaced comes back if no value came."""
         while self._put_back:
@@ -385,13 +458,27 @@ class Launcher:
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
-    def _wait(self, client: Client, launched: _Launched, news: queue.SimpleQueue[Any]) -> None:
+    def _wait(self, client: Client, launched: _Launched, news: queue.SimpleQueue[Any], button: _StopButton) -> None:
         """Blocks like a normal cell: shows what comes, brings names back, raises the cell's error."""
         ref = launched.ref
-        client.when_final(ref, lambda _: news.put(None))
+
+        def over(_: ObjectRef) -> None:
+            news.put(None)
+            button.wake()
+
+        client.when_final(ref, over)
         shown = _Shown(self._ip, self._screen, launched.place)
         stops = 0
         while (word := news.get()) is not None:
+            if word is not _STOP and word[0] == Kind.DISPLAY and word[1]["type"] == "input_request":
+                shown.flush()
+                question = word[1]["content"]
+                answer = ask_user(self._ip, question["prompt"], is_password=question["password"], button=button)
+                if answer is not None:
+                    client.request("answer", serial=question["serial"], answer=answer)
+                elif not ref.is_final:
+                    news.put(_STOP)
+                continue
             if word is not _STOP:
                 shown.take(*word)
                 continue
@@ -409,7 +496,8 @@ class Launcher:
             return
         if launched.replaced:
             self._put_back.append(launched)
-        raise _as_in_the_kernel(_error_of(ref), shown.stopped_lines)
+        error = _error_of(ref)
+        raise _as_in_the_kernel(error, shown.stopped_lines, self._hint(error))
 
     def _bring_home(self, ref: ObjectRef, sent: dict[int, Any]) -> Any:
         """Does to the namespace, and to the objects in it, what the cell has done. Returns the cell's value."""
@@ -458,6 +546,7 @@ class _StopButton:
         self.presses = 0
         self._press = press
         self._before: Any = None
+        self.raises = False  # set while somebody is asked, who may press it to say no: there it is a KeyboardInterrupt
 
     def __enter__(self) -> _StopButton:
         if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT)):
@@ -469,8 +558,40 @@ class _StopButton:
             signal.signal(signal.SIGINT, self._before)
 
     def _pressed(self, *_: object) -> None:
+        if self.raises:
+            self.raises = False  # once: where this lands the next press must not follow
+            raise KeyboardInterrupt
         self.presses += 1
         self._press()  # SimpleQueue.put: may be called while `get` of the same queue is running
+
+    def wake(self) -> None:
+        """Ends a wait for the user, from another thread: what was asked for is not wanted any more."""
+        main = threading.main_thread().ident
+        if not self.raises or self._before is None or main is None:
+            return
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, signal.SIGINT)
+        else:
+            _thread.interrupt_main()
+
+
+def ask_user(ip: Any, prompt: str, *, is_password: bool, button: _StopButton) -> dict[str, Any] | None:
+    """Has the front-end ask. Returns the answer for the worker; None if the stop button was pressed instead."""
+    kernel = getattr(ip, "kernel", None)
+    try:
+        try:
+            button.raises = True
+            if kernel is not None:
+                return {"text": kernel.getpass(prompt) if is_password else kernel.raw_input(prompt)}
+            return {"text": getpass.getpass(prompt) if is_password else input(prompt)}
+        finally:
+            button.raises = False
+    except KeyboardInterrupt:
+        return None
+    except EOFError:
+        return {}
+    except StdinNotImplementedError as error:
+        return {"refused": str(error)}
 
 
 class _Shown:
@@ -535,10 +656,14 @@ def _shown_as(error: BaseException, lines: list[str]) -> BaseException:
     return error
 
 
-def _as_in_the_kernel(error: BaseException, stopped_lines: list[str]) -> BaseException:
+_NAME_ERRORS = frozenset({"NameError", "UndefinedVariableError"})
+_NAME_ERROR = re.compile(r"(?:name|variable) '(\w+)' is not defined")
+
+
+def _as_in_the_kernel(error: BaseException, stopped_lines: list[str], hint: list[str]) -> BaseException:
     """The error as the cell would have raised it here: the same type, text and traceback."""
     if isinstance(error, exceptions.TaskError):
-        lines = error.__dict__.get("lines") or error.traceback_text.splitlines()
+        lines = [*(error.__dict__.get("lines") or error.traceback_text.splitlines()), *hint]
         if error.cause is not None:
             return _shown_as(error.cause, lines)
         # It could not be sent: an exception of the same name, with the same text.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 import time
 from typing import Any
 
@@ -13,8 +14,10 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments, parse_argstring
 
 from jupyter_tasks import api
+from jupyter_tasks.exceptions import JupyterTasksError
 from jupyter_tasks.notebook.launcher import CellOptions, Launcher
 from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
+from jupyter_tasks.refs import ObjectRef
 from jupyter_tasks.show import show_bytes, show_seconds
 
 __all__ = ["load", "unload"]
@@ -89,7 +92,9 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
 
     @magic_arguments()
     @argument("name", nargs="?", help="bind the task's reference to this name; also what the board shows")
-    @argument("-i", "--in", dest="ins", type=_names, metavar="A,B", help="take only these names along")
+    @argument("-i", "--in", dest="ins", type=_names, metavar="A,B", help="take these names along, too")
+    @argument("--only", type=_names, metavar="A,B", help="take only these names along")
+    @argument("--refs", type=_names, metavar="A,B", help="these references stay references in the cell")
     @argument(
         "-o",
         "--out",
@@ -104,6 +109,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
     @argument("--cpus", type=_not_negative, metavar="N", help="slots it takes (default 1; 0: runs at once)")
     @argument("--gpus", type=_not_negative, metavar="N", help="GPUs it takes (default 0)")
     @argument("--memory", type=_bytes, metavar="SIZE", help="limit of its private memory, as 4GB")
+    @argument("--replace", action="store_true", help="first cancel an earlier run of this cell that still runs")
     @argument("-q", "--quiet", action="store_true", help="show no board")
     @argument("-h", "--help", action="store_true", help="show this text")
     @line_cell_magic
@@ -121,7 +127,10 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         options = CellOptions(
             name=args.name,
             ins=args.ins,
+            only=args.only,
+            refs=args.refs,
             outs=args.out,
+            replace=args.replace,
             wait=args.wait,
             quiet=args.quiet,
             timeout=args.timeout,
@@ -142,6 +151,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         %tasks kill NAME|ID|all     end the processes at once
         %tasks wait NAME|ID|all     block until they are over
         %tasks logs NAME|ID         all that a task has printed
+        %tasks fetch A B            put the values of these references in their place (waits for them)
         %tasks clear                forget finished tasks
         """
         try:
@@ -157,12 +167,16 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         elif verb == "clear":
             count = api._client().request("clear") if api.is_initialized() else 0
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
+        elif verb == "fetch":
+            self._fetch(names)
         elif verb in ("cancel", "kill", "wait", "logs"):
             if not names:
                 raise UsageError(f"%tasks {verb} needs the NAME or ID of a task{'' if verb == 'logs' else ', or all'}.")
             getattr(self, f"_{verb}")(names)
         else:
-            raise UsageError(f"%tasks: unknown word {verb!r}. Use cancel, kill, wait, logs or clear; %tasks --help.")
+            raise UsageError(
+                f"%tasks: unknown word {verb!r}. Use cancel, kill, wait, logs, fetch or clear; %tasks --help."
+            )
 
     def _find(self, names: list[str], *, live: bool) -> list[dict[str, Any]]:
         """The tasks meant by names, ids or "all"."""
@@ -212,6 +226,30 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.2)
         self._launcher.settle()
+
+    def _fetch(self, names: list[str]) -> None:
+        """A name whose task failed keeps its reference; the first such error is raised when the others are there."""
+        namespace = self.shell.user_ns
+        names = [part for name in names for part in name.split(",") if part]
+        if not names:
+            raise UsageError("%tasks fetch needs the names of variables that hold references, as in %tasks fetch a b.")
+        for name in names:
+            if name not in namespace:
+                raise UsageError(f"%tasks fetch: there is no variable {name!r}.")
+            if not isinstance(namespace[name], ObjectRef):
+                held = type(namespace[name]).__name__
+                raise UsageError(f"%tasks fetch: {name!r} holds a {held}, not a reference; its value is there already.")
+        failed: list[tuple[str, BaseException]] = []
+        for name in names:
+            try:
+                namespace[name] = api.get(namespace[name])
+            except JupyterTasksError as error:
+                failed.append((name, error))
+        self._launcher.settle()
+        for name, failure in failed[1:]:
+            print(f"{name}: {type(failure).__name__}: {failure}", file=sys.stderr)
+        if failed:
+            raise failed[0][1]
 
     def _logs(self, names: list[str]) -> None:
         for record in self._find(names, live=False):

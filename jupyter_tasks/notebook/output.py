@@ -27,10 +27,13 @@ __all__ = ["KernelScreen", "Place", "Router", "Screen", "Sink", "TerminalScreen"
 class Place:
     """A cell that was launched: what messages for it need."""
 
-    __slots__ = ("display_id", "parent")
+    __slots__ = ("cell_id", "display_id", "parent")
 
     def __init__(self, parent: Any) -> None:
         self.parent = parent  # the execute_request, in a kernel
+        # JupyterLab and VS Code say which cell it is; others do not.
+        metadata = parent.get("metadata") if isinstance(parent, dict) else None
+        self.cell_id: str = metadata.get("cellId") or "" if isinstance(metadata, dict) else ""
         self.display_id = f"jupyter-tasks-{uuid.uuid4().hex}"
 
 

@@ -147,7 +147,9 @@ class Supervisor:
             "clear": self._clear_op,
             "status": self._status_op,
             "warm": self._warm_op,
+            "answer": self._answer_op,
         }
+        self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
         self._kernel = self._new_client(kernel)
         self._kernel.known = True
@@ -472,6 +474,9 @@ class Supervisor:
         elif kind == Kind.REQUEST:
             self._pump()  # an answer must not be older than what the same client said before
             question = from_json(body)
+            if question["op"] == "input":
+                self._pass_on(client, id, question)
+                return
             answer = self._ask[question["op"]](question)
             self._send(client, frame(Kind.REPLY, id, to_json(answer)))
 
@@ -594,6 +599,9 @@ class Supervisor:
     def _ended(self, task: Task) -> None:
         self._limited.pop(task.id, None)
         self._cpu_before.pop(task.id, None)
+        if self._questions:
+            asked = {serial: question for serial, question in self._questions.items() if question[2] != task.id}
+            self._questions = asked
 
     def _look_at_memory(self) -> None:
         now = time.monotonic()
@@ -744,6 +752,26 @@ class Supervisor:
     def _warm_op(self, question: dict[str, Any]) -> Any:
         self._backend.warm_up(int(question.get("count", 0)), list(question.get("preload", ())))
         return True
+
+    def _pass_on(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """A task asks for a line: whoever launched it has the keyboard. The answer comes by `_answer_op`."""
+        id = question["task"]
+        task = self._scheduler.live.get(id) or self._scheduler.find(id)
+        if task is None or task.owner not in self._clients:
+            refusal = {"refused": "Nobody is there who could answer: the notebook has gone."}
+            self._send(client, frame(Kind.REPLY, request, to_json(refusal)))
+            return
+        self._count += 1
+        self._questions[self._count] = (client.id, request, id)
+        content = {"serial": self._count, "prompt": question["prompt"], "password": question["password"]}
+        self.told(Kind.DISPLAY, 0, id, to_json({"type": "input_request", "content": content}), ())
+
+    def _answer_op(self, question: dict[str, Any]) -> Any:
+        asker, request, _ = self._questions.pop(question["serial"], (0, 0, 0))
+        client = self._clients.get(asker)
+        if client is not None:
+            self._send(client, frame(Kind.REPLY, request, to_json(question["answer"])))
+        return client is not None
 
     # -- the end ----------------------------------------------------------------------------------------------
 

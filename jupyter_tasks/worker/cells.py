@@ -6,6 +6,7 @@ cell of a process that did not get it from the zygote.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from jupyter_tasks.wire.frames import Kind, to_json
 from jupyter_tasks.worker import progress
 from jupyter_tasks.worker.shell import CellOutcome, worker_shell
 
-__all__ = ["forget", "namespace", "pack", "pack_changes", "run"]
+__all__ = ["ask", "forget", "namespace", "pack", "pack_changes", "run"]
 
 
 def namespace() -> dict[str, Any]:
@@ -29,19 +30,36 @@ def run(worker: Any, id: int, options: Mapping[str, Any], content: Mapping[str, 
     def emit(kind: str, message: dict[str, Any]) -> None:
         worker.send(Kind.DISPLAY, id, to_json({"type": kind, "content": message}))
 
-    progress.show_tqdm_text(bool(options.get("wait")))
+    waited_for = bool(options.get("wait"))
+    progress.show_tqdm_text(waited_for)
     outcome = worker_shell().run_cell(
         content["source"],
         content["names"],
         emit=emit,
         execution_count=options.get("execution_count", 1),
         first_line=options.get("first_line", ""),
-        show_interrupt=bool(options.get("wait")),
+        show_interrupt=waited_for,
+        stdin=functools.partial(ask, worker, id) if waited_for else None,
     )
     if isinstance(outcome.error, KeyboardInterrupt):
         # How it looked when it stopped, for the cell that waits; the end itself is told as for every task.
         emit("stopped", {"traceback": outcome.traceback})
     return outcome
+
+
+def ask(worker: Any, id: int, prompt: str, is_password: bool) -> str:
+    """A line from whoever sits before the notebook. Blocks; an interrupt of the task ends it."""
+    from IPython.core.error import StdinNotImplementedError
+
+    from jupyter_tasks.worker import context
+
+    worker.streams.switch_to(None)  # what was printed before stands above the prompt
+    answer = context.client_of_worker().request("input", timeout=None, task=id, prompt=prompt, password=is_password)
+    if "refused" in answer:
+        raise StdinNotImplementedError(answer["refused"])
+    if "text" not in answer:
+        raise EOFError
+    return str(answer["text"])
 
 
 def forget() -> None:

@@ -110,6 +110,7 @@ class _Worker:
         self.guard = Guard(page, own_code)
         self.functions: dict[int, _Function] = {}
         self.task_id = 0
+        self.replaced: frozenset[int] = frozenset()  # in a cell: ids of values that took the place of refs
         self._values: dict[int, tuple[bytes, int | None]] = {}  # what the next task needs: head, descriptor
         self._ends: list[bytes] = []  # frames not sent yet; the ledger holds the same bytes
         self._messages = 0
@@ -249,6 +250,7 @@ class _Worker:
         self._values.clear()
 
     def _clean_up(self) -> None:
+        self.replaced = frozenset()
         cleanup, self._cleanup = self._cleanup, None
         if cleanup is not None:
             try:
@@ -500,6 +502,7 @@ class _Worker:
             "resolved": {name for name, value in names.items() if type(value) is Dependency},
             "names": {name: self._resolve(value, writable=True, namespace=namespace) for name, value in names.items()},
         }
+        self.replaced = frozenset(id(content["names"][name]) for name in content["resolved"])
         if memo is not None:
             from jupyter_tasks.wire import identity
 

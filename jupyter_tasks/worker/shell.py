@@ -546,7 +546,7 @@ class _ShellPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
         if run is not None and run.stdin is not None:
             super().debugger(force)
         elif self._showing:  # %pdb on: the error itself must still be told
-            print("%pdb is not available in a worker yet; run the cell without %%remote.", file=sys.stderr)
+            print("%pdb needs somebody who answers: run the cell with %%remote --wait.", file=sys.stderr)
         else:
             _refuse_stdin("%debug")
 
@@ -1080,7 +1080,7 @@ def _refuse_stdin(what: str) -> NoReturn:
     from IPython.core.error import StdinNotImplementedError
 
     raise StdinNotImplementedError(
-        f"{what} is not available in a worker yet; run the cell without %%remote"
+        f"{what} needs somebody who answers: run the cell with %%remote --wait"
         + (", or pass the value in." if what in ("input()", "getpass()") else ".")
     )
 

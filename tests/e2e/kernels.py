@@ -106,9 +106,16 @@ class Kernel:
     def pid(self) -> int:
         return int(self.manager.provisioner.pid)
 
-    def start(self, code: str) -> Cell:
-        """Sends a cell and does not wait."""
-        cell = Cell(self.client.execute(code))
+    def start(self, code: str, cell_id: str = "") -> Cell:
+        """Sends a cell and does not wait. With the id of the cell, as JupyterLab does it."""
+        if cell_id:
+            content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}}
+            content |= {"allow_stdin": False, "stop_on_error": True}
+            message = self.client.session.msg("execute_request", content, metadata={"cellId": cell_id})
+            self.client.shell_channel.send(message)
+            cell = Cell(message["header"]["msg_id"])
+        else:
+            cell = Cell(self.client.execute(code))
         self.cells[cell.id] = cell
         return cell
 

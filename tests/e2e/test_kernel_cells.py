@@ -146,6 +146,9 @@ def test_an_error_in_the_background_shows_on_the_board_and_in_get(kernel: Kernel
         ("%%remote --memory much\n1", ["much", "4GB"]),
         ("%%remote --retries x\n1", ["'x'", "whole number"]),
         ("%%remote -i nosuch\n1", ["'nosuch'", "--in"]),
+        ("%%remote --only nosuch\n1", ["'nosuch'", "--only"]),
+        ("%%remote --refs nosuch\n1", ["'nosuch'", "--refs"]),
+        ("%%remote --refs held\n1", ["'held'", "--refs", "dict"]),
         ("%%remote -o 1a\n1", ["'1a'"]),
         ("%%remote 1a\n1", ["'1a'", "identifier"]),
         ("%%remote class\n1", ["'class'"]),
@@ -156,6 +159,9 @@ def test_an_error_in_the_background_shows_on_the_board_and_in_get(kernel: Kernel
         ("%tasks cancel nosuch", ["'nosuch'"]),
         ("%tasks fly", ["'fly'"]),
         ("%tasks cancel", ["NAME"]),
+        ("%tasks fetch", ["%tasks fetch a b"]),
+        ("%tasks fetch nosuch", ["'nosuch'"]),
+        ("%tasks fetch held", ["'held'", "dict"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_culprit(kernel: Kernel, code: str, words: list[str]) -> None:
@@ -186,6 +192,8 @@ def test_help_is_shown_by_the_magic(kernel: Kernel) -> None:
     page = kernel.run("%%remote?").reply["payload"][0]["data"]["text/plain"]
     for word in (
         "--in",
+        "--only",
+        "--refs",
         "--out",
         "--wait",
         "--timeout",
@@ -194,17 +202,18 @@ def test_help_is_shown_by_the_magic(kernel: Kernel) -> None:
         "--cpus",
         "--gpus",
         "--memory",
+        "--replace",
         "--quiet",
     ):
         assert word in text
         assert word in page
 
 
-def test_in_takes_along_these_names_only(kernel: Kernel) -> None:
+def test_only_takes_along_these_names_only(kernel: Kernel) -> None:
     """Instead of those that the cell reads; a space after the comma is no other argument."""
     kernel.run("here = 1; there = 2")
-    assert kernel.run("%%remote --wait --in here, there\nprint(here, there)").text() == "1 2\n"
-    cell = kernel.run("%%remote -w -i here\nprint(here, there)")
+    assert kernel.run("%%remote --wait --only here, there\nprint(here, there)").text() == "1 2\n"
+    cell = kernel.run("%%remote -w --only here\nprint(here, there)")
     assert cell.reply["ename"] == "NameError"
     assert "there" in cell.reply["evalue"]
 

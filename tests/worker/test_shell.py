@@ -985,10 +985,10 @@ def test_asking_for_input_fails_at_once_or_is_answered() -> None:
         *[("input", "input()"), ("getpass", "getpass()"), ("breakpoint", "breakpoint()"), ("debug", "%debug")]
     ]:
         assert seen[name]["ename"] == "StdinNotImplementedError"
-        assert seen[name]["evalue"].startswith(f"{what} is not available in a worker yet; run the cell without")
+        assert seen[name]["evalue"].startswith(f"{what} needs somebody who answers: run the cell with %%remote --wait")
     assert seen["pdb"]["failed"] is True
     assert seen["pdb magic"]["ename"] == "ZeroDivisionError"
-    assert "%pdb is not available" in text_of(seen["pdb magic"], "stderr")
+    assert "%pdb needs somebody who answers" in text_of(seen["pdb magic"], "stderr")
     assert seen["reset"]["failed"] is False  # IPython takes it for a yes
     assert seen["answered"]["value"] == "['a? False', 'b? True']"
     assert "42" in text_of(seen["debugged"])
