@@ -96,5 +96,9 @@ class Backend(ABC):
         """The id of the task that runs in the lease at this moment, 0 for none."""
 
     @abstractmethod
+    def write_stacks(self, task: Task) -> str | None:
+        """Has the task's worker write what it is doing to a file, a moment later; None if the task runs in none."""
+
+    @abstractmethod
     def shutdown(self) -> None:
         """Ends everything it ever started, at once, and returns when it is gone."""

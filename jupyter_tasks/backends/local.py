@@ -13,6 +13,7 @@ stopped, and only then is CURRENT looked at.
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import functools
 import json
@@ -190,6 +191,7 @@ class LocalBackend(Backend):
         request = {
             "number": worker.number,
             "supervisor": os.getpid(),
+            "stacks": self._stacks_file(worker),
             "socket": self._config.get("socket"),
             "key": self._config.get("key"),
         }
@@ -206,6 +208,9 @@ class LocalBackend(Backend):
             self._host.watch(fd, functools.partial(self._pipe_readable, worker, i))
         self._host.call_at(self._host.now() + START_LIMIT, lambda: self._check_started(worker))
         return worker
+
+    def _stacks_file(self, worker: _Worker) -> str:
+        return os.path.join(self._config["directory"], f"{worker.number}.stacks")
 
     def _check_started(self, worker: _Worker) -> None:
         if worker.number in self._workers and not self._pid(worker):
@@ -239,6 +244,8 @@ class LocalBackend(Backend):
                 self._worker_wrote(worker, i)
                 self._close_pipe(worker, i)
         worker.page.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._stacks_file(worker))
         if worker.lease is not None:
             worker.lease.place = _GONE
             worker.lease = None
@@ -467,8 +474,7 @@ class LocalBackend(Backend):
         """Stops the worker. True if it stands still in this task."""
         if not reaper.stop_and_check(pid):
             return False
-        words = worker.page.words
-        return bool(words[layout.CURRENT] == task.id and words[layout.BUSY])
+        return self._is_in(worker, task)
 
     def retire(self, lease: Lease) -> None:
         worker = lease.place
@@ -771,6 +777,19 @@ class LocalBackend(Backend):
             return 0
         words = worker.page.words
         return int(words[layout.CURRENT]) if words[layout.BUSY] else 0
+
+    def write_stacks(self, task: Task) -> str | None:
+        worker = self._worker_of(task)
+        if worker is None or not self._is_in(worker, task) or platform.STACK_SIGNAL is None:
+            return None
+        path = self._stacks_file(worker)
+        os.truncate(path, 0)
+        reaper.signal_all([worker.pid], platform.STACK_SIGNAL)
+        return path
+
+    def _is_in(self, worker: _Worker, task: Task) -> bool:
+        words = worker.page.words
+        return bool(words[layout.CURRENT] == task.id and words[layout.BUSY])
 
     def statistics(self) -> dict[str, Any]:
         """Counts, for `%tasks` and for tests that want to see nothing left."""

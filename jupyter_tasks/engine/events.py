@@ -16,6 +16,7 @@ from jupyter_tasks.engine.states import State, Step
 __all__ = [
     "CPU_UNITS",
     "EVERYTHING",
+    "GPU",
     "ONE_CPU",
     "ONE_PACKET",
     "Announce",
@@ -61,6 +62,7 @@ __all__ = [
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
 
 Demand: TypeAlias = tuple[tuple[str, int], ...]  # (("CPU", 10000),): sorted by name, amounts in CPU_UNITS
+GPU = "GPU"  # the resource that is not only counted: which devices a lease has stands in `Lease.devices`
 ONE_PACKET = 0  # see Recall
 EVERYTHING = -1
 ONE_CPU: Demand = (("CPU", CPU_UNITS),)
@@ -167,17 +169,22 @@ class Task(Entry):
 class Lease:
     """A place at the backend where tasks of one demand run one after another (a worker, for the local one).
 
-    Invariant: its resources are taken from the scheduler's `available` exactly while `holds` is true.
+    Invariant: its resources, GPUs apart, are taken from the scheduler's `available` exactly while `holds` is true.
+    Invariant: `devices` never changes; its share of them is taken exactly while `keeps` is true.
+    Invariant: a place with devices was made for its lease and ends with it: it is retired, never closed.
     """
 
     __slots__ = (
         "blocked",
         "closing",
         "demand",
+        "devices",
         "ending",
         "ghosts",
         "holds",
         "id",
+        "idle_until",
+        "keeps",
         "lingering",
         "packets",
         "place",
@@ -185,10 +192,13 @@ class Lease:
         "retired",
     )
 
-    def __init__(self, id: int, demand: Demand) -> None:
+    def __init__(self, id: int, demand: Demand, devices: tuple[int, ...] = ()) -> None:
         self.id = id
         self.demand = demand
+        self.devices = devices  # indices of its GPUs; the backend knows their names
         self.holds = True
+        self.keeps = bool(devices)
+        self.idle_until: float | None = None  # when it is given up, unless it has got a task by then (with devices only)
         self.packets: deque[list[int]] = deque()  # ids given and not finished, in the order given
         self.blocked = False  # its task waits in `get`
         self.recalling = False  # a Recall is under way, do not ask again
@@ -371,7 +381,7 @@ class Run(NamedTuple):
 
 
 class CloseLease(NamedTuple):
-    """The lease has no tasks; its place may be used for another."""
+    """The lease has no tasks, and no devices; its place may be used for another."""
 
     lease: Lease
 

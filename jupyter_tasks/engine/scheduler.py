@@ -9,6 +9,10 @@ tasks of that demand one after another, so a hot loop of small tasks takes and g
 travel in packets, whose size shrinks with the function's last duration and with the backlog; packets are given
 ahead of time up to the backend's depth, and taken back when another lease has nothing to do. The oldest task that
 does not fit reserves what it lacks, so a big one cannot starve.
+
+GPUs are given out as devices: whole ones, or a share of one. What a process has put on a device stays there until the
+process ends. So a lease with devices keeps them while it is idle (for GPU_IDLE seconds, and only until somebody needs
+them) and while its task waits, and they are free when its place is gone, not before.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from typing import Any
 
 from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
 from jupyter_tasks.engine.events import (
+    CPU_UNITS,
     EVERYTHING,
+    GPU,
     ONE_PACKET,
     Announce,
     CancelAsked,
@@ -63,13 +69,16 @@ from jupyter_tasks.engine.events import (
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
 from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER_SIZE, Flag, Kind, frame, from_json, show_id, to_json
 
-__all__ = ["HISTORY", "Scheduler"]
+__all__ = ["GPU_IDLE", "HISTORY", "Scheduler"]
 
 HISTORY = 1000  # finished tasks that `%tasks` can still show; a record holds no value
 FALSE_STARTS = 3  # workers that may die before they begin a task; an honest guess
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
+# Seconds that a worker with devices may be idle: its imports (torch: seconds) are worth keeping for the next cell, the
+# memory it has on the device is missed by others, perhaps by the kernel itself. An honest guess.
+GPU_IDLE = 30.0
 
 
 class _Queue:
@@ -88,7 +97,10 @@ class Scheduler:
 
     def __init__(self, total: dict[str, int], capabilities: Capabilities) -> None:
         self.total = dict(total)  # resource -> amount in CPU_UNITS
-        self.available = dict(total)  # Invariant: total minus what the leases with `holds` demand
+        self.available = dict(total)  # Invariant: total minus what the leases hold, and keep
+        # What is left of each device. Invariant: all of it minus the shares of the leases that keep it; below 0 only
+        # while a task whose devices were lent goes on (see _lend).
+        self._devices = _pieces(total.get(GPU, 0))
         self.capabilities = capabilities
         self.objects: dict[int, Entry] = {}  # every entry that is held or not final
         self.live: dict[int, Task] = {}  # every task that is not final
@@ -99,6 +111,7 @@ class Scheduler:
         self._by_demand: dict[Demand, list[Lease]] = {}  # leases that may be given tasks
         self._durations: dict[int, int] = {}  # function -> log2 us of its last run
         self._timers: list[tuple[float, int, Task, int, Step | None]] = []
+        self._idle: deque[tuple[float, Lease]] = deque()  # with devices: when to give them up, soonest first
         self._holds: dict[int, dict[int, int]] = {}  # client -> object -> refs, beside the owner's first one
         self._inside: dict[int, list[int]] = {}  # object -> what its value has refs to, and holds
         self._owned: dict[int, set[int]] = {}  # client other than the kernel -> entries whose first ref it has
@@ -142,17 +155,28 @@ class Scheduler:
         """When the next Tick is needed, on the scheduler's clock; None: no need."""
         while self._timers and not self._timer_valid(self._timers[0]):
             heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        while self._idle and not _is_idle_since(*self._idle[0]):
+            self._idle.popleft()
+        times = [queue[0][0] for queue in (self._timers, self._idle) if queue]
+        return min(times, default=None)
 
     def check(self) -> None:
         """Asserts the invariants that can be checked. For tests and `statistics`; O(everything)."""
         held: dict[str, int] = dict.fromkeys(self.total, 0)
+        devices = _pieces(self.total.get(GPU, 0))
         for lease in self.leases.values():
+            share = _share(lease.demand)
+            assert bool(share) == bool(lease.devices), f"{lease.devices} for a demand of {share} on a device"
             if lease.holds:
                 for name, amount in lease.demand:
-                    held[name] += amount
+                    held[name] += amount if name != GPU else 0
+            if lease.keeps:
+                held[GPU] += share * len(lease.devices)
+                for device in lease.devices:
+                    devices[device] -= share
             for packet in lease.packets:
                 assert packet, "an empty packet is still counted"
+        assert self._devices == devices, "shares of devices lost or made"
         for name, amount in self.total.items():
             assert self.available[name] == amount - held[name], f"{name}: resources lost or made"
         for task in self.live.values():
@@ -251,11 +275,14 @@ class Scheduler:
         queues = [queue for queue in self._queues.values() if queue.tasks]
         if self._overdrawn:
             self._repay()
-        short: set[str] = set()  # resources that an older task lacks
-        if len(queues) == 1:
-            self._serve(queues[0], short)
-        else:
-            self._serve_in_turn(queues, short)
+        while True:
+            short: set[str] = set()  # resources that an older task lacks
+            if len(queues) == 1:
+                self._serve(queues[0], short)
+            else:
+                self._serve_in_turn(queues, short)
+            if GPU not in short or not self._lend():
+                break
         if not self.queued:
             self._steal()
 
@@ -276,12 +303,14 @@ class Scheduler:
         True if it stopped before a task that came later than `until`, the oldest one of another queue.
         """
         leases = self._by_demand.setdefault(queue.demand, [])
-        if self._overdrawn and any(self.available.get(name, 0) < 0 for name, _ in queue.demand):
+        if self._overdrawn and any(self.available.get(name, 0) < 0 for name, _ in queue.demand if name != GPU):
             self._lacks(queue.demand, short)
             return False
         tasks = queue.tasks
         for lease in leases:
-            if not lease.packets and not self._give(queue, lease, until):
+            if lease.packets or (lease.devices and not self._go_on(lease, short)):
+                continue
+            if not self._give(queue, lease, until):
                 return bool(tasks)
         while self._head(tasks) is not None:
             if not self._take(queue.demand, short):
@@ -364,30 +393,42 @@ class Scheduler:
         """Takes the demand's resources, from idle leases of other demands if need be."""
         available = self.available
         for name, amount in demand:
-            if available.get(name, 0) < amount and (
+            if name == GPU:
+                if not _chosen(self._devices, amount):
+                    self._reclaim_devices(amount, demand)
+                    short.add(name)
+                    return False
+            elif available.get(name, 0) < amount and (
                 len(self._by_demand) == 1 or not self._reclaim(name, amount, demand)
             ):
                 short.add(name)
                 return False
         for name, amount in demand:
-            available[name] -= amount
+            if name != GPU:  # see _open
+                available[name] -= amount
         return True
 
     def _repay(self) -> None:
         """Tasks that went on after a wait took more than there was: idle leases are given up until the sum fits."""
         for name, amount in self.available.items():
-            if amount < 0:
+            if amount < 0 and name != GPU:
                 self._reclaim(name, 0, None)
-        self._overdrawn = any(amount < 0 for amount in self.available.values())
+        for lease in list(self.leases.values()):
+            if lease.devices and self._is_idle(lease) and self._is_overdrawn(lease):
+                self._close_idle(lease)
+        self._overdrawn = any(amount < 0 for amount in (*self.available.values(), *self._devices))
 
     def _reclaim(self, name: str, amount: int, wanted_by: Demand | None) -> bool:
-        """Closes idle leases of other demands until `amount` is there."""
+        """Closes idle leases of other demands until `amount` is there. Those with devices only go without it."""
         for demand, leases in self._by_demand.items():
             if demand == wanted_by:
                 continue
-            for lease in [lease for lease in leases if not lease.packets]:
+            for lease in [lease for lease in leases if not lease.packets and lease.holds]:
                 if any(held == name for held, _ in demand):
-                    self._close_idle(lease)
+                    if lease.devices:
+                        self._give_back(lease)
+                    else:
+                        self._close_idle(lease)
                     if self.available.get(name, 0) >= amount:
                         return True
         return False
@@ -395,12 +436,18 @@ class Scheduler:
     def _lacks(self, demand: Demand, short: set[str]) -> None:
         """The queue's next task must wait: keep what it needs from younger ones."""
         for name, amount in demand:
-            if self.available.get(name, 0) < amount:
+            if not self._has(name, amount):
                 short.add(name)
+
+    def _has(self, name: str, amount: int) -> bool:
+        return bool(_chosen(self._devices, amount)) if name == GPU else self.available.get(name, 0) >= amount
 
     def _open(self, demand: Demand) -> Lease:
         self._ids += 1
-        lease = Lease(self._ids, demand)
+        share = _share(demand) if self._devices else 0
+        lease = Lease(self._ids, demand, _chosen(self._devices, dict(demand)[GPU]) if share else ())
+        if lease.devices:
+            self._count_devices(lease, -share)
         self.leases[lease.id] = lease
         return lease
 
@@ -412,17 +459,26 @@ class Scheduler:
         if lease in leases:
             leases.remove(lease)
         self._give_back(lease)
+        self._give_back_devices(lease)
 
     def _close_idle(self, lease: Lease) -> None:
+        if lease.devices:
+            # What its process has put on them goes only with it: they are free when it is Gone.
+            self._stop_giving(lease)
+            self._give_back(lease)
+            self._out.append(Retire(lease))
+            return
         self._close(lease)
         self._out.append(CloseLease(lease))
 
     def _give_back(self, lease: Lease) -> None:
+        """All but its devices."""
         if lease.holds:
             lease.holds = False
             self._freed = True
             for name, amount in lease.demand:
-                self.available[name] += amount
+                if name != GPU:
+                    self.available[name] += amount
 
     def _steal(self) -> None:
         """A lease with nothing to do, or a new one, gets what another was given ahead of time."""
@@ -434,9 +490,85 @@ class Scheduler:
                     return
 
     def _room_beside(self, demand: Demand, leases: list[Lease]) -> bool:
-        return any(not lease.packets for lease in leases) or all(
-            self.available.get(name, 0) >= amount for name, amount in demand
+        return any(not lease.packets and (not lease.devices or self._could_go_on(lease)) for lease in leases) or all(
+            self._has(name, amount) for name, amount in demand
         )
+
+    # -- devices ----------------------------------------------------------------------------------------------
+
+    def _count_devices(self, lease: Lease, change: int) -> None:
+        for device in lease.devices:
+            self._devices[device] += change
+        self.available[GPU] += change * len(lease.devices)
+
+    def _give_back_devices(self, lease: Lease) -> None:
+        if lease.keeps:
+            lease.keeps = False
+            self._freed = True
+            self._count_devices(lease, _share(lease.demand))
+
+    def _is_overdrawn(self, lease: Lease) -> bool:
+        return any(self._devices[device] < 0 for device in lease.devices)
+
+    @staticmethod
+    def _is_idle(lease: Lease) -> bool:
+        return not (lease.packets or lease.retired or lease.blocked)
+
+    def _could_go_on(self, lease: Lease) -> bool:
+        """An idle lease with devices may have lost the rest of what it needs to others."""
+        if self._is_overdrawn(lease):
+            return False
+        return lease.holds or all(self._has(name, amount) for name, amount in lease.demand if name != GPU)
+
+    def _go_on(self, lease: Lease, short: set[str]) -> bool:
+        """The same, and takes it."""
+        if self._is_overdrawn(lease):
+            return False
+        if not lease.holds:
+            lease.holds = self._take(tuple((name, amount) for name, amount in lease.demand if name != GPU), short)
+        return lease.holds
+
+    def _reclaim_devices(self, amount: int, wanted_by: Demand) -> None:
+        """Ends idle places of other demands, as few as it takes, for devices that are free once these are gone."""
+        coming = list(self._devices)  # what is left when those are gone that are on their way
+        idle: list[Lease] = []
+        for lease in self.leases.values():
+            if lease.keeps and lease.retired:
+                _add(coming, lease)
+            elif lease.keeps and self._is_idle(lease) and lease.demand != wanted_by:
+                idle.append(lease)
+        if _chosen(coming, amount):
+            return
+        possible = list(coming)
+        for lease in idle:
+            _add(possible, lease)
+        # Those of which most is free already.
+        order = sorted(range(len(possible)), key=lambda device: -coming[device])
+        target = _whole(possible, amount, order) or next(((d,) for d in order if 0 < amount <= possible[d]), ())
+        for lease in idle:
+            if any(device in target and coming[device] < min(amount, CPU_UNITS) for device in lease.devices):
+                self._close_idle(lease)
+                _add(coming, lease)
+
+    def _lend(self) -> bool:
+        """A task that waits keeps its devices, unless all that is left to run waits for devices.
+
+        Then it may be waiting for a task that needs them: nesting must not deadlock.
+        """
+        waiting: Lease | None = None
+        for lease in self.leases.values():
+            if lease.blocked:
+                waiting = lease if lease.keeps else waiting
+            elif lease.packets or lease.retired and lease.keeps:
+                return False  # something ends by itself
+        if waiting is None:
+            return False
+        self._give_back_devices(waiting)
+        return True
+
+    def _note_idle(self, lease: Lease, now: float) -> None:
+        lease.idle_until = now + GPU_IDLE
+        self._idle.append((lease.idle_until, lease))
 
     # -- tasks run and end ------------------------------------------------------------------------------------
 
@@ -499,6 +631,8 @@ class Scheduler:
             # A lease of nothing holds nothing that somebody else could want: nobody would ever reclaim it.
             if lease.closing or (not lease.demand and not lease.retired and not lease.blocked):
                 self._close_idle(lease)
+            elif lease.devices:
+                self._note_idle(lease, now)
 
     def _out_of_packet(self, lease: Lease, id: int) -> bool:
         """Crosses the task off the lease's list. False if it is not on it."""
@@ -543,6 +677,7 @@ class Scheduler:
         lease.lingering = task
         self._stop_giving(lease)
         self._give_back(lease)
+        self._give_back_devices(lease)  # what is left may stay for ever: nobody could say when they are free
         if lease.packets:
             self._out.append(Recall(lease, EVERYTHING))
 
@@ -680,6 +815,8 @@ class Scheduler:
                 self._give_again(task)
         if lease.closing and not lease.packets:
             self._close_idle(lease)
+        elif lease.devices and not lease.packets:
+            self._note_idle(lease, now)
 
     def _died(self, event: Died, now: float) -> None:
         lease = event.lease
@@ -774,9 +911,14 @@ class Scheduler:
         # started meanwhile runs on, and nothing new starts until the sum fits again.
         lease.holds = True
         for name, amount in lease.demand:
-            self.available[name] -= amount
-            if self.available[name] < 0:
-                self._overdrawn = True
+            if name != GPU:
+                self.available[name] -= amount
+                if self.available[name] < 0:
+                    self._overdrawn = True
+        if lease.devices and not lease.keeps:  # they were lent
+            lease.keeps = True
+            self._count_devices(lease, -_share(lease.demand))
+            self._overdrawn = self._overdrawn or self._is_overdrawn(lease)
         if not lease.retired:  # it may be on its way out: an interrupt that ended the wait has tainted it
             self._by_demand.setdefault(lease.demand, []).append(lease)
 
@@ -879,6 +1021,10 @@ class Scheduler:
         return task.cancel is not None and task.cancel.climb_at == when
 
     def _tick(self, event: Tick, now: float) -> None:
+        while self._idle and self._idle[0][0] <= now:
+            when, lease = self._idle.popleft()
+            if _is_idle_since(when, lease):
+                self._close_idle(lease)
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)
             if not self._timer_valid(timer):
@@ -1018,6 +1164,38 @@ class Scheduler:
         self.history.clear()
         self.history.extend(kept)
         return before - len(kept)
+
+
+def _pieces(total: int) -> list[int]:
+    """So many GPUs as single devices; of a fraction the last one is the rest."""
+    return [min(CPU_UNITS, total - begun) for begun in range(0, total, CPU_UNITS)]
+
+
+def _share(demand: Demand) -> int:
+    """What the demand takes of each of its devices."""
+    return next((min(amount, CPU_UNITS) for name, amount in demand if name == GPU), 0)
+
+
+def _chosen(left: Sequence[int], amount: int) -> tuple[int, ...]:
+    """Devices for so much: whole ones, or of a fraction the fullest that has room, so that whole ones stay whole."""
+    if amount >= CPU_UNITS:
+        return _whole(left, amount, range(len(left)))
+    return min(((device,) for device, rest in enumerate(left) if rest >= amount), key=lambda one: left[one[0]], default=())
+
+
+def _whole(left: Sequence[int], amount: int, order: Iterable[int]) -> tuple[int, ...]:
+    count = -(-amount // CPU_UNITS) if amount >= CPU_UNITS else 0
+    found = [device for device in order if left[device] >= CPU_UNITS]
+    return tuple(sorted(found[:count])) if len(found) >= count else ()
+
+
+def _add(left: list[int], lease: Lease) -> None:
+    for device in lease.devices:
+        left[device] += _share(lease.demand)
+
+
+def _is_idle_since(when: float, lease: Lease) -> bool:
+    return lease.idle_until == when and not (lease.packets or lease.retired or lease.blocked)
 
 
 def _is_value_of(id: int, task: Task) -> bool:

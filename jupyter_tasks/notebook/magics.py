@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import linecache
 import re
 import shlex
 import sys
@@ -15,6 +16,7 @@ from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_ar
 
 from jupyter_tasks import api
 from jupyter_tasks.exceptions import JupyterTasksError
+from jupyter_tasks.notebook import stacks
 from jupyter_tasks.notebook.launcher import CellOptions, Launcher
 from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
 from jupyter_tasks.refs import ObjectRef
@@ -151,6 +153,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         %tasks kill NAME|ID|all     end the processes at once
         %tasks wait NAME|ID|all     block until they are over
         %tasks logs NAME|ID         all that a task has printed
+        %tasks stack NAME|ID|all    where a running task is at this moment, also in C code
         %tasks fetch A B            put the values of these references in their place (waits for them)
         %tasks clear                forget finished tasks
         """
@@ -169,7 +172,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
         elif verb == "fetch":
             self._fetch(names)
-        elif verb in ("cancel", "kill", "wait", "logs"):
+        elif verb in ("cancel", "kill", "wait", "logs", "stack"):
             if not names:
                 raise UsageError(f"%tasks {verb} needs the NAME or ID of a task{'' if verb == 'logs' else ', or all'}.")
             getattr(self, f"_{verb}")(names)
@@ -264,6 +267,33 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             if rest:
                 shown, whole = show_bytes(MOST_LOG), show_bytes(log["bytes"])
                 print(f"[... the first {shown} of {whole}; the whole log is in {log['path']}]")
+
+    def _stack(self, names: list[str]) -> None:
+        for record in self._find(names, live=True):
+            who = f"Task {record['task_id']} ({record['name']})"
+            if record["state"] in _FINAL:
+                print(f"{who} is over: {record['state']}.")
+                continue
+            answer = api._client().request("stack", id=record["id"])
+            if answer is None:
+                again = api._client().request("tasks", ids=[record["id"]])["tasks"]
+                state = again[0]["state"] if again else "forgotten"
+                print(f"{who} is {state}: no code of it runs at this moment.")
+            elif not answer["text"]:
+                print(f"{who} does not answer: its process is stopped, or waits for a disk that does not answer.")
+            else:
+                print(f"{who}, {record['state']} for {show_seconds(record['elapsed_s'])}, is here:")
+                print(stacks.render(answer["text"], self._source_line))
+
+    def _source_line(self, file: str, line: int) -> str:
+        """Of a cell that runs in a worker, or of a file, or of a function of a cell that ran here."""
+        cell = re.fullmatch(r"<ipython-input-(\d+)-\w+>", file)
+        if cell is None:
+            return linecache.getline(file, line)
+        typed = self.shell.history_manager.input_hist_raw
+        number = int(cell[1])
+        lines = typed[number].splitlines() if number < len(typed) else []
+        return lines[line - 1] if line <= len(lines) else ""
 
 
 MOST_LOG = 1_000_000  # characters that `%tasks logs` prints; a browser suffers from more

@@ -7,6 +7,7 @@ instructions; it never unpickles anything and never waits for anybody. A client 
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
 import heapq
 import itertools
@@ -77,6 +78,8 @@ USAGE_EVERY = 1.0  # seconds between usage figures for the screen
 WAITING_AFTER = 0.05  # seconds after which a board says for what its task waits
 WAITING_EVERY = 0.5  # seconds between looks at whether that has changed
 HELD_BACK_EVERY = 1.0  # seconds: how late the last lines of too much output are shown
+STACK_PAUSE = 0.02  # seconds without a new line after which a stack is complete; it is written in a millisecond
+STACK_LIMIT = 3.0  # seconds; a process that hangs in the disk or is stopped handles no signal
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
 LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
 LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
@@ -148,6 +151,10 @@ class Supervisor:
             "status": self._status_op,
             "warm": self._warm_op,
             "answer": self._answer_op,
+        }
+        self._ask_later: dict[str, Callable[[_Client, int, dict[str, Any]], None]] = {
+            "input": self._pass_on,
+            "stack": self._stack,
         }
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
@@ -474,8 +481,8 @@ class Supervisor:
         elif kind == Kind.REQUEST:
             self._pump()  # an answer must not be older than what the same client said before
             question = from_json(body)
-            if question["op"] == "input":
-                self._pass_on(client, id, question)
+            if question["op"] in self._ask_later:
+                self._ask_later[question["op"]](client, id, question)
                 return
             answer = self._ask[question["op"]](question)
             self._send(client, frame(Kind.REPLY, id, to_json(answer)))
@@ -752,6 +759,31 @@ class Supervisor:
     def _warm_op(self, question: dict[str, Any]) -> Any:
         self._backend.warm_up(int(question.get("count", 0)), list(question.get("preload", ())))
         return True
+
+    def _stack(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """What a running task is doing: its worker writes it, we read it when no more comes."""
+        task = self._scheduler.live.get(question["id"])
+        path = self._backend.write_stacks(task) if task is not None else None
+        if path is None:
+            self._send(client, frame(Kind.REPLY, request, to_json(None)))
+            return
+        seen = 0
+        patience = time.monotonic() + STACK_LIMIT
+
+        def look() -> None:
+            nonlocal seen
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                text = file.read()
+                if (text and len(text) == seen) or time.monotonic() > patience:
+                    answer = {"text": text.decode(errors="replace")}
+                    self._send(client, frame(Kind.REPLY, request, to_json(answer)))
+                    return
+                seen = len(text)
+                self.call_at(time.monotonic() + STACK_PAUSE, look)
+                return
+            self._send(client, frame(Kind.REPLY, request, to_json(None)))  # its worker has gone meanwhile
+
+        self.call_at(time.monotonic() + STACK_PAUSE, look)
 
     def _pass_on(self, client: _Client, request: int, question: dict[str, Any]) -> None:
         """A task asks for a line: whoever launched it has the keyboard. The answer comes by `_answer_op`."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import signal
 import socket
 import sys
 from typing import Any
 
 __all__ = [
     "IS_LINUX",
+    "STACK_SIGNAL",
     "become_subreaper",
     "die_with_parent",
     "new_poll",
@@ -25,6 +27,10 @@ __all__ = [
 ]
 
 IS_LINUX = sys.platform.startswith("linux")
+
+# Has a worker write its stacks to a file, in C: see worker.execution. A real-time signal, which nobody else uses;
+# macOS has none of those. None: Windows, where a stack of a running task is not to be had.
+STACK_SIGNAL: int | None = signal.SIGRTMIN + 9 if hasattr(signal, "SIGRTMIN") else getattr(signal, "SIGUSR2", None)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

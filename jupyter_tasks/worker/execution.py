@@ -11,6 +11,7 @@ that a crash of the next task loses none of them.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import functools
 import inspect
@@ -84,9 +85,20 @@ def start(config: dict[str, Any], sock_fd: int, page_fd: int, out_fd: int, err_f
     streams = Streams(out_fd, err_fd)  # 200 and 201
     os.closerange(3, 200)
     os.closerange(211, 65536)
+    _offer_stacks(config)
     worker = _Worker(config, sock, page, streams)
     context.enter_worker(worker)
     worker.serve()
+
+
+def _offer_stacks(config: dict[str, Any]) -> None:
+    """A signal writes the stacks of all threads to a file: in C, so also while C code runs or the GIL is held."""
+    if platform.STACK_SIGNAL is None or not config.get("stacks"):
+        return
+    fd = os.open(config["stacks"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 205)
+    os.close(fd)
+    faulthandler.register(platform.STACK_SIGNAL, file=kept, all_threads=True, chain=False)
 
 
 @dataclass(slots=True)
