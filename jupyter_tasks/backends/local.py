@@ -45,7 +45,7 @@ from jupyter_tasks.engine.events import (
 )
 from jupyter_tasks.supervisor import platform, reaper, zygote
 from jupyter_tasks.wire import page as layout
-from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Kind, frame, from_json, to_json
+from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Flag, Kind, frame, from_json, to_json
 from jupyter_tasks.wire.page import Page
 from jupyter_tasks.wire.sockets import receive
 
@@ -72,12 +72,15 @@ class _Worker:
 
     __slots__ = (
         "backlog",
+        "debugged",
         "dying",
         "fd",
         "functions",
         "harvested",
+        "kept",
         "killed",
         "lease",
+        "left_over",
         "messages",
         "number",
         "page",
@@ -104,6 +107,9 @@ class _Worker:
         self.messages = 0  # messages of ends received: says whether the ledger was sent already
         self.harvested = 0  # bytes of the ledger taken in ahead of their message
         self.killed = False  # we ended it
+        self.left_over = False  # threads or children of its last task run
+        self.kept = 0  # id of the failed task whose frames it keeps
+        self.debugged = False  # somebody looks at them at this moment
         self.status: int | None = None  # as waitpid gives it, once reaped
         self.dying: set[int] = set()  # swept processes that are not reaped yet
 
@@ -126,12 +132,15 @@ class LocalBackend(Backend):
         self._orphan_sweep_due = False
         self._preload: list[str] = []
         self._unread = array.array("i", [0])
+        self._kept: deque[_Worker] = deque()  # with frames of failed tasks, oldest first
         self._stopping = False
 
     def start(self, host: Host, config: dict[str, Any]) -> None:
         self._host = host
         self._config = config
         self._most_idle = max(2, int(config["total"]["CPU"]))
+        self._most_kept: int = config.get("keep", 0)
+        self._gpu_names: list[str] = config["gpus"]
         self._zygote_pid, self._zygote = self._first_zygote or zygote.start(config)
         self._seq = self._zygote.type == socket.SOCK_SEQPACKET
         if not self._seq:
@@ -175,7 +184,7 @@ class LocalBackend(Backend):
 
     # -- workers come and go ----------------------------------------------------------------------------------
 
-    def _new_worker(self) -> _Worker:
+    def _new_worker(self, devices: Sequence[int] = ()) -> _Worker:
         self._numbers += 1
         sock, theirs = platform.worker_socketpair()
         for end in (sock, theirs):
@@ -188,12 +197,15 @@ class LocalBackend(Backend):
         err_read, err_write = os.pipe()
         worker.pipes = [out_read, err_read]
         self._workers[worker.number] = worker
+        worker.page.words[layout.KEEP] = self._has_room()
         request = {
+            "keep": self._most_kept,
             "number": worker.number,
             "supervisor": os.getpid(),
             "stacks": self._stacks_file(worker),
             "socket": self._config.get("socket"),
             "key": self._config.get("key"),
+            "gpus": [self._gpu_names[device] for device in devices],
         }
         fds = [theirs.fileno(), page_fd, out_write, err_write]
         try:
@@ -233,6 +245,7 @@ class LocalBackend(Backend):
         self._ending.discard(worker)
         if worker in self._idle:
             self._idle.remove(worker)
+        self._not_kept(worker)
         self._host.unwatch(worker.fd)
         worker.sock.close()
         worker.theirs.close()
@@ -265,7 +278,8 @@ class LocalBackend(Backend):
             # new worker in its place they ran there, and then once more.)
             return
         if worker is None:
-            worker = self._idle.pop() if self._idle else self._new_worker()
+            # With devices always a new one: what has run anything may have looked for GPUs already.
+            worker = self._idle.pop() if self._idle and not lease.devices else self._new_worker(lease.devices)
             worker.lease = lease
             lease.place = worker
         assert isinstance(worker, _Worker)
@@ -351,14 +365,16 @@ class LocalBackend(Backend):
         # The worker has read it. First the ring, then the look (see wire.page): if it has not begun now, it never
         # will, because the worker looks at the ring after it says what it begins.
         self._ask_to_stop(worker, id)
+        platform.fence()
         position = self._position(worker, lease, id)
+        if back:
+            self._host.post(Recalled(lease, back))
         if position == "unbegun":
-            self._host.post(Recalled(lease, [*back, id]))
-        else:
-            if back:
-                self._host.post(Recalled(lease, back))
-            if position == "running":
-                self._host.post(Started(id, worker.page.words[layout.STARTED_NS] / 1e9))
+            # It stays in the lease's order until the worker has passed it over: then CURRENT names it, and what stands
+            # before it in the order has ended. (Crossed off at once, that was taken for unbegun, though it had run.)
+            self._host.post(Recalled(lease, [id], True))
+        elif position == "running":
+            self._host.post(Started(id, worker.page.words[layout.STARTED_NS] / 1e9))
 
     def _position(self, worker: _Worker, lease: Lease, id: int) -> str:
         """Where the worker is with this task that it has read: "unbegun", "running" or "ended"."""
@@ -555,8 +571,14 @@ class LocalBackend(Backend):
             self._finished(worker, ends)
 
     def _finished(self, worker: _Worker, ends: list[End]) -> None:
-        if worker.lease is not None:
-            self._host.post(Finished(worker.lease, ends))
+        if worker.lease is None:
+            return
+        self._host.post(Finished(worker.lease, ends))
+        last = ends[-1]
+        if last.kind != Kind.INTERRUPTED:
+            worker.left_over = bool(last.flags & Flag.LINGERS)
+            if last.kind == Kind.ERROR and last.flags & Flag.KEPT:
+                self._keep(worker, last.id)
 
     def _other_word(self, worker: _Worker, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int]) -> None:
         lease = worker.lease
@@ -568,11 +590,18 @@ class LocalBackend(Backend):
         elif kind == Kind.STARTED:
             self._host.post(Started(id, from_json(body)["started_ns"] / 1e9))
         elif kind in (Kind.DISPLAY, Kind.PROGRESS):
+            if worker.debugged and kind == Kind.DISPLAY and from_json(body)["type"] == "debugged":
+                worker.debugged = False
             # Text that was written before comes first (the worker has waited for that); order is kept.
             self._host.told(kind, flags, id, body, fds)
         elif lease is None:
             pass
+        elif kind == Kind.IDLE and id:
+            worker.left_over = False
+            self._host.changed(id)
         elif kind == Kind.IDLE:
+            worker.left_over = False
+            self._not_kept(worker)
             self._host.post(IdleAgain(lease))
         elif kind == Kind.BLOCKED:
             self._host.post(WaitBegan(lease))
@@ -648,6 +677,7 @@ class LocalBackend(Backend):
         behind = packet[packet.index(current) + 1 :]
         for id in behind:
             self._ask_to_stop(worker, id | layout.MOVED)
+        platform.fence()
         self._host.post(Recalled(lease, [id for id in behind if self._position(worker, lease, id) == "unbegun"], True))
 
     def _read_ledger(self, worker: _Worker) -> None:
@@ -655,6 +685,7 @@ class LocalBackend(Backend):
         messages, length = word >> 32, word & 0xFFFFFFFF
         if messages != worker.messages or length <= worker.harvested:
             return  # sent already, the message is on its way; or nothing new
+        platform.fence()  # the bytes were written before the word
         data = bytes(worker.page.ledger[worker.harvested : length])
         if worker.page.words[layout.LEDGER] >> 32 != messages:
             return  # it was sent, and perhaps begun anew, while we copied
@@ -777,6 +808,60 @@ class LocalBackend(Backend):
             return 0
         words = worker.page.words
         return int(words[layout.CURRENT]) if words[layout.BUSY] else 0
+
+    # -- frames of failed tasks -------------------------------------------------------------------------------
+
+    def _has_room(self) -> int:
+        return int(len(self._kept) < self._most_kept)
+
+    def _tell_room(self) -> None:
+        room = self._has_room()
+        for worker in self._workers.values():
+            worker.page.words[layout.KEEP] = room
+
+    def _keep(self, worker: _Worker, id: int) -> None:
+        """The newest of cells are kept, and the oldest given up for them; those of functions while there is room."""
+        worker.kept = id
+        self._kept.append(worker)
+        if len(self._kept) > self._most_kept:
+            oldest = next((other for other in self._kept if not other.debugged), worker)
+            self._send(oldest, frame(Kind.FORGET, oldest.kept), ())
+        self._tell_room()
+
+    def _not_kept(self, worker: _Worker) -> None:
+        if worker not in self._kept:
+            return
+        self._kept.remove(worker)
+        if worker.debugged:
+            self._host.told(Kind.DISPLAY, 0, worker.kept, to_json({"type": "debugged", "content": {}}), ())
+        worker.kept, worker.debugged = 0, False
+        self._tell_room()
+
+    def _keeper(self, task: Task) -> _Worker | None:
+        worker = self._worker_of(task)
+        return worker if worker is not None and worker.kept == task.id else None
+
+    def left_running(self, task: Task) -> bool:
+        worker = self._worker_of(task)
+        return worker is None or worker.left_over or worker.kept != task.id
+
+    def keeps_frames(self, task: Task) -> bool:
+        return self._keeper(task) is not None
+
+    def debug(self, task: Task) -> bool:
+        worker = self._keeper(task)
+        if worker is None or worker.debugged:
+            return False
+        worker.debugged = True
+        self._send(worker, frame(Kind.DEBUG, task.id), ())
+        return True
+
+    def forget_frames(self, task: Task) -> bool:
+        worker = self._keeper(task)
+        if worker is None or worker.debugged:
+            return False
+        self._send(worker, frame(Kind.FORGET, task.id), ())
+        return not worker.left_over
 
     def write_stacks(self, task: Task) -> str | None:
         worker = self._worker_of(task)

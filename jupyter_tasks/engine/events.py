@@ -198,7 +198,7 @@ class Lease:
         self.devices = devices  # indices of its GPUs; the backend knows their names
         self.holds = True
         self.keeps = bool(devices)
-        self.idle_until: float | None = None  # when it is given up, unless it has got a task by then (with devices only)
+        self.idle_until: float | None = None  # with devices: when it is given up, unless it has a task then
         self.packets: deque[list[int]] = deque()  # ids given and not finished, in the order given
         self.blocked = False  # its task waits in `get`
         self.recalling = False  # a Recall is under way, do not ask again

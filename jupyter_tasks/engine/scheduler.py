@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
@@ -69,16 +69,21 @@ from jupyter_tasks.engine.events import (
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
 from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER_SIZE, Flag, Kind, frame, from_json, show_id, to_json
 
-__all__ = ["GPU_IDLE", "HISTORY", "Scheduler"]
+__all__ = ["GPU_IDLE", "HISTORY", "LEND_AFTER", "Scheduler"]
 
 HISTORY = 1000  # finished tasks that `%tasks` can still show; a record holds no value
 FALSE_STARTS = 3  # workers that may die before they begin a task; an honest guess
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
+# What keeps a worker with its finished task: threads or children of it, or its frames for a debugger.
+_STAYS = {Kind.RESULT: Flag.LINGERS, Kind.ERROR: Flag.LINGERS | Flag.KEPT}
 UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
 # Seconds that a worker with devices may be idle: its imports (torch: seconds) are worth keeping for the next cell, the
 # memory it has on the device is missed by others, perhaps by the kernel itself. An honest guess.
 GPU_IDLE = 30.0
+# Seconds that nothing must run before a task that waits lends its devices: it goes on a moment after what it waited for
+# has ended, and would find them taken.
+LEND_AFTER = 1.0
 
 
 class _Queue:
@@ -112,6 +117,7 @@ class Scheduler:
         self._durations: dict[int, int] = {}  # function -> log2 us of its last run
         self._timers: list[tuple[float, int, Task, int, Step | None]] = []
         self._idle: deque[tuple[float, Lease]] = deque()  # with devices: when to give them up, soonest first
+        self._lend_at: float | None = None  # when devices of a task that waits are lent, if nothing runs until then
         self._holds: dict[int, dict[int, int]] = {}  # client -> object -> refs, beside the owner's first one
         self._inside: dict[int, list[int]] = {}  # object -> what its value has refs to, and holds
         self._owned: dict[int, set[int]] = {}  # client other than the kernel -> entries whose first ref it has
@@ -155,10 +161,15 @@ class Scheduler:
         """When the next Tick is needed, on the scheduler's clock; None: no need."""
         while self._timers and not self._timer_valid(self._timers[0]):
             heapq.heappop(self._timers)
-        while self._idle and not _is_idle_since(*self._idle[0]):
+        timer = self._timers[0][0] if self._timers else None
+        if self._lend_at is not None:
+            timer = self._lend_at if timer is None else min(timer, self._lend_at)
+        while self._idle:
+            when, lease = self._idle[0]
+            if _is_idle_since(when, lease):
+                return when if timer is None else min(when, timer)
             self._idle.popleft()
-        times = [queue[0][0] for queue in (self._timers, self._idle) if queue]
-        return min(times, default=None)
+        return timer
 
     def check(self) -> None:
         """Asserts the invariants that can be checked. For tests and `statistics`; O(everything)."""
@@ -177,6 +188,7 @@ class Scheduler:
             for packet in lease.packets:
                 assert packet, "an empty packet is still counted"
         assert self._devices == devices, "shares of devices lost or made"
+        assert self._overdrawn or min(devices, default=0) >= 0, "a device was given out twice"
         for name, amount in self.total.items():
             assert self.available[name] == amount - held[name], f"{name}: resources lost or made"
         for task in self.live.values():
@@ -281,7 +293,10 @@ class Scheduler:
                 self._serve(queues[0], short)
             else:
                 self._serve_in_turn(queues, short)
-            if GPU not in short or not self._lend():
+            if GPU not in short:
+                self._lend_at = None
+                break
+            if not self._lend(now):
                 break
         if not self.queued:
             self._steal()
@@ -389,12 +404,13 @@ class Scheduler:
         by_backlog = len(queue.tasks) // (2 * max(1, len(self._by_demand[queue.demand])))
         return max(1, min(self.capabilities.packet, by_time, by_backlog))
 
-    def _take(self, demand: Demand, short: set[str]) -> bool:
-        """Takes the demand's resources, from idle leases of other demands if need be."""
+    def _take(self, demand: Demand, short: set[str], *, has_devices: bool = False) -> bool:
+        """Takes the demand's resources, from idle leases of other demands if need be. Devices are only looked for:
+        `_open` takes them."""
         available = self.available
         for name, amount in demand:
             if name == GPU:
-                if not _chosen(self._devices, amount):
+                if not has_devices and not _chosen(self._devices, amount):
                     self._reclaim_devices(amount, demand)
                     short.add(name)
                     return False
@@ -404,7 +420,7 @@ class Scheduler:
                 short.add(name)
                 return False
         for name, amount in demand:
-            if name != GPU:  # see _open
+            if name != GPU:
                 available[name] -= amount
         return True
 
@@ -413,9 +429,7 @@ class Scheduler:
         for name, amount in self.available.items():
             if amount < 0 and name != GPU:
                 self._reclaim(name, 0, None)
-        for lease in list(self.leases.values()):
-            if lease.devices and self._is_idle(lease) and self._is_overdrawn(lease):
-                self._close_idle(lease)
+        self._end_idle_beside()
         self._overdrawn = any(amount < 0 for amount in (*self.available.values(), *self._devices))
 
     def _reclaim(self, name: str, amount: int, wanted_by: Demand | None) -> bool:
@@ -444,10 +458,10 @@ class Scheduler:
 
     def _open(self, demand: Demand) -> Lease:
         self._ids += 1
-        share = _share(demand) if self._devices else 0
-        lease = Lease(self._ids, demand, _chosen(self._devices, dict(demand)[GPU]) if share else ())
+        wanted = dict(demand).get(GPU, 0)
+        lease = Lease(self._ids, demand, _chosen(self._devices, wanted) if wanted else ())
         if lease.devices:
-            self._count_devices(lease, -share)
+            self._count_devices(lease, -_share(demand))
         self.leases[lease.id] = lease
         return lease
 
@@ -525,7 +539,7 @@ class Scheduler:
         if self._is_overdrawn(lease):
             return False
         if not lease.holds:
-            lease.holds = self._take(tuple((name, amount) for name, amount in lease.demand if name != GPU), short)
+            lease.holds = self._take(lease.demand, short, has_devices=True)
         return lease.holds
 
     def _reclaim_devices(self, amount: int, wanted_by: Demand) -> None:
@@ -542,29 +556,44 @@ class Scheduler:
         possible = list(coming)
         for lease in idle:
             _add(possible, lease)
-        # Those of which most is free already.
-        order = sorted(range(len(possible)), key=lambda device: -coming[device])
-        target = _whole(possible, amount, order) or next(((d,) for d in order if 0 < amount <= possible[d]), ())
+        target = _chosen(possible, amount, sorted(range(len(coming)), key=lambda device: -coming[device]))
         for lease in idle:
             if any(device in target and coming[device] < min(amount, CPU_UNITS) for device in lease.devices):
                 self._close_idle(lease)
                 _add(coming, lease)
 
-    def _lend(self) -> bool:
-        """A task that waits keeps its devices, unless all that is left to run waits for devices.
+    def _lend(self, now: float) -> bool:
+        """A task that waits keeps its devices, unless nothing has run for a while, and tasks wait for devices.
 
-        Then it may be waiting for a task that needs them: nesting must not deadlock.
+        Then it may be for one of these that it waits: nesting must not deadlock. True if there are new ones to give.
         """
+        lease = self._innermost_waiting()
+        if lease is None:
+            self._lend_at = None
+            return False
+        if self._lend_at is None:
+            self._lend_at = now + LEND_AFTER
+        if now < self._lend_at:
+            return False
+        self._lend_at = None
+        self._give_back_devices(lease)
+        return True
+
+    def _innermost_waiting(self) -> Lease | None:
+        """The last lease that keeps devices while its task waits; None if something else runs, or is ending."""
         waiting: Lease | None = None
         for lease in self.leases.values():
             if lease.blocked:
                 waiting = lease if lease.keeps else waiting
-            elif lease.packets or lease.retired and lease.keeps:
-                return False  # something ends by itself
-        if waiting is None:
-            return False
-        self._give_back_devices(waiting)
-        return True
+            elif lease.packets or (lease.retired and lease.keeps):
+                return None
+        return waiting
+
+    def _end_idle_beside(self) -> None:
+        """Ends idle places on devices that were lent and are in use again by those that had lent them."""
+        for lease in list(self.leases.values()):
+            if lease.devices and self._is_idle(lease) and self._is_overdrawn(lease):
+                self._close_idle(lease)
 
     def _note_idle(self, lease: Lease, now: float) -> None:
         lease.idle_until = now + GPU_IDLE
@@ -617,7 +646,7 @@ class Scheduler:
             if step is Step.RAISED and end.flags & Flag.RETRYABLE and self._may_retry(task):
                 self._retry(task)
                 continue
-            if end.flags & Flag.LINGERS:
+            if end.flags & _STAYS[end.kind]:
                 self._linger(lease, task)
             task.frame, task.fds = end.frame, end.fds
             self._settle(task, step, end.kind, told, now)
@@ -918,7 +947,9 @@ class Scheduler:
         if lease.devices and not lease.keeps:  # they were lent
             lease.keeps = True
             self._count_devices(lease, -_share(lease.demand))
-            self._overdrawn = self._overdrawn or self._is_overdrawn(lease)
+            if self._is_overdrawn(lease):
+                self._overdrawn = True
+                self._end_idle_beside()
         if not lease.retired:  # it may be on its way out: an interrupt that ended the wait has tainted it
             self._by_demand.setdefault(lease.demand, []).append(lease)
 
@@ -1156,11 +1187,16 @@ class Scheduler:
             live.append(task)
         return [*live, *self.history]
 
-    def clear(self, ids: Iterable[int] | None = None) -> int:
-        """Forgets finished tasks (their values stay with their refs). Returns how many."""
+    def clear(self, ids: Iterable[int] | None = None, lingering: Container[int] = ()) -> int:
+        """Forgets finished tasks (their values stay with their refs), of those that linger only these. Returns how
+        many."""
         before = len(self.history)
         wanted = None if ids is None else set(ids)
-        kept = [t for t in self.history if t.lease is not None or (wanted is not None and t.id not in wanted)]
+        kept = [
+            t
+            for t in self.history
+            if (t.lease is not None and t.id not in lingering) or (wanted is not None and t.id not in wanted)
+        ]
         self.history.clear()
         self.history.extend(kept)
         return before - len(kept)
@@ -1176,16 +1212,13 @@ def _share(demand: Demand) -> int:
     return next((min(amount, CPU_UNITS) for name, amount in demand if name == GPU), 0)
 
 
-def _chosen(left: Sequence[int], amount: int) -> tuple[int, ...]:
-    """Devices for so much: whole ones, or of a fraction the fullest that has room, so that whole ones stay whole."""
-    if amount >= CPU_UNITS:
-        return _whole(left, amount, range(len(left)))
-    return min(((device,) for device, rest in enumerate(left) if rest >= amount), key=lambda one: left[one[0]], default=())
-
-
-def _whole(left: Sequence[int], amount: int, order: Iterable[int]) -> tuple[int, ...]:
-    count = -(-amount // CPU_UNITS) if amount >= CPU_UNITS else 0
-    found = [device for device in order if left[device] >= CPU_UNITS]
+def _chosen(left: Sequence[int], amount: int, order: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Devices for so much, if there are: the first ones in `order` with room. Whole ones, or for a fraction a part of
+    one: the fullest unless told otherwise, so that whole ones stay whole."""
+    if order is None:
+        order = sorted(range(len(left)), key=left.__getitem__)
+    found = [device for device in order if left[device] >= min(amount, CPU_UNITS)]
+    count = -(-amount // CPU_UNITS)
     return tuple(sorted(found[:count])) if len(found) >= count else ()
 
 

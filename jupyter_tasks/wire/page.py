@@ -1,8 +1,8 @@
 """The page that a worker shares with the supervisor: what runs there now, and which tasks are to stop.
 
 Each word has one writer. Words are 8 bytes and written in one store, so a reader never sees half of one. The
-supervisor must write a ring entry before it reads CURRENT, and the worker must write CURRENT before it reads the
-ring: then at least one of the two sees the other, and a cancel is never lost between them.
+supervisor must write a ring entry before it reads CURRENT, with a fence in between, and the worker must write CURRENT
+before it reads the ring: then at least one of the two sees the other, and a cancel is never lost between them.
 
 The ledger holds the frames of finished tasks that the worker has not sent yet: when the worker dies in the middle of
 a packet, what it had finished is still known, and nothing runs twice.
@@ -30,6 +30,7 @@ HANDLED = 5  # value of COUNT when its SIGINT handler ran last
 
 # Written by the supervisor:
 COUNT = 16  # cancels written to the ring so far
+KEEP = 17  # 1: should a function task fail, its frames may be kept for a debugger
 RING_AT = 32  # RING words: the ring; each an id, perhaps with
 MOVED = 1 << 63  # ... given to another worker meanwhile: nobody wants it to stop, it is only not to begin here
 

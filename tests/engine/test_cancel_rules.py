@@ -141,8 +141,9 @@ def test_the_worker_that_reaches_a_cancelled_task_later_is_not_heard() -> None:
     packet = [task for task in tasks if task.id in lease.packets[0]]
     first, second = packet[:2]
     rig.cancel(second)
-    rig.event(Recalled(lease, [second.id]))  # unbegun, though read
+    rig.event(Recalled(lease, [second.id], True))  # unbegun, though read
     assert second.state is State.CANCELLED
+    assert second.id in lease.packets[0]  # its place in the order says what has ended when the worker gets there
     skip = rig.end(second, Kind.INTERRUPTED, flags=Flag.SKIPPED)
     rig.event(Finished(lease, [rig.end(first), skip]))
     assert len(rig.outcomes()[second.id]) == 1

@@ -29,6 +29,7 @@ from jupyter_tasks.engine.events import (
     Contains,
     Deliver,
     DeliverValue,
+    Demand,
     Died,
     Drop,
     End,
@@ -81,6 +82,7 @@ class Place:
         self.words: deque[Event] = deque()  # said, not heard yet
         self.blocked = False
         self.lingering = False
+        self.has_lingered = False
         self.tainted = False
         self.dying = False  # killed or crashed; Died is not posted yet
         self.dead = False
@@ -94,7 +96,7 @@ class Fake:
     def __init__(self, seed: int) -> None:
         self.rnd = random.Random(seed)
         self.capabilities = Capabilities(depth=self.rnd.choice((1, 2, 2, 3)), packet=self.rnd.choice((1, 8, 32)))
-        total = {"CPU": 3 * CPU_UNITS, "GPU": CPU_UNITS}
+        total = {"CPU": 3 * CPU_UNITS, "GPU": GPUS * CPU_UNITS}
         self.scheduler = Scheduler(total, self.capabilities)
         self.now = 0.0
         self.events: deque[Event] = deque()
@@ -175,8 +177,11 @@ class Fake:
         if lease.place is DEAD:
             return  # Died is on its way, and takes these along
         if not isinstance(lease.place, Place):
+            self.look_at_devices(lease)
             lease.place = Place()
             self.places[lease.id] = (lease, lease.place)
+        for task in tasks:
+            assert task.spec.demand == lease.demand, "a task was given to a place that was made for others"
         for task in tasks:
             assert task.state is State.PENDING, f"a task that is {task.state} was given"
             for id in task.deps:
@@ -187,7 +192,20 @@ class Fake:
         lease.place.unread.append(tasks)
         assert len(lease.packets) <= self.capabilities.depth
 
+    def look_at_devices(self, lease: Lease) -> None:
+        """What still lives has what it has put on its devices: nobody else gets them, unless it waits or lingers."""
+        left = [CPU_UNITS] * GPUS
+        for other, place in [*self.places.values(), (lease, None)]:
+            amount = dict(other.demand).get("GPU", 0)
+            assert len(other.devices) == -(-amount // CPU_UNITS)
+            if place is None or other.keeps or not (other.blocked or place.has_lingered):
+                for device in other.devices:
+                    left[device] -= min(amount, CPU_UNITS)
+            self.steps["lent"] += other.blocked and not other.keeps
+        assert all(left[device] >= 0 for device in lease.devices), "a device was given to more than it has room for"
+
     def close(self, lease: Lease) -> None:
+        assert not lease.devices, "a place with devices was closed, to be used again"
         place = lease.place
         lease.place = None
         self.places.pop(lease.id, None)
@@ -215,10 +233,11 @@ class Fake:
             if ids:
                 self.post(Recalled(lease, ids))
             self.post(Started(id, self.now))
-        elif id in [task.id for task in place.read]:
-            self.post(Recalled(lease, [*ids, id]))
-        elif ids:
-            self.post(Recalled(lease, ids))
+        else:
+            if ids:
+                self.post(Recalled(lease, ids))
+            if id in [task.id for task in place.read]:
+                self.post(Recalled(lease, [id], True))
 
     def retire(self, lease: Lease) -> None:
         place = lease.place
@@ -344,7 +363,7 @@ class Fake:
         place.current = None
         place.asked.discard(task.id)
         if flags & Flag.LINGERS and kind == Kind.RESULT:
-            place.lingering = True
+            place.lingering = place.has_lingered = True
             self.give_back(lease, place)
         if flags & Flag.TAINTED and kind == Kind.INTERRUPTED:
             place.tainted = True
@@ -404,7 +423,7 @@ class Fake:
             cell = not alike and rnd.random() < 0.05
             spec = TaskSpec(
                 kind="cell" if cell else "function",
-                demand=cpus(1) if alike else rnd.choice((cpus(1), cpus(1), cpus(0.5), cpus(3), (), GPU)),
+                demand=cpus(1) if alike else rnd.choice((*(cpus(1), cpus(1), cpus(0.5), cpus(3), ()), *GPU)),
                 timeout=rnd.choice((None, None, None, 3.0)) if not alike else None,
                 grace=rnd.choice((None, None, 1.0)) if not alike else None,
                 memory=1000 if not alike and rnd.random() < 0.3 else None,
@@ -537,7 +556,12 @@ class Fake:
         pytest.fail(f"{len(self.scheduler.live)} tasks never ended: {list(self.scheduler.live.values())[:3]}")
 
 
-GPU = (("CPU", CPU_UNITS), ("GPU", CPU_UNITS))
+def gpus(amount: float, cpu: float = 1) -> Demand:
+    return (*cpus(cpu), ("GPU", round(amount * CPU_UNITS)))
+
+
+GPUS = 2
+GPU = gpus(1), gpus(0.5), gpus(0.3, 0), gpus(2)
 
 
 def outcome(task: Task) -> dict[str, Any]:
@@ -578,16 +602,19 @@ def test_a_random_walk_leaves_the_rules_whole_and_nothing_behind(seed: int) -> N
     scheduler = fake.scheduler
     assert scheduler.objects == {}
     assert scheduler.live == {}
-    assert scheduler.next_timer() is None
+    while (timer := scheduler.next_timer()) is not None:  # idle places with devices are given up
+        fake.now = timer
+        fake.post(Tick())
+        fake.let_all_end()
+    assert not [lease for lease in scheduler.leases.values() if lease.keeps]
+    assert scheduler.available["GPU"] == GPUS * CPU_UNITS
     assert fake.open_fds == set(), f"{len(fake.open_fds)} descriptors were never closed"
     for lease in scheduler.leases.values():
         assert not lease.packets
         assert not lease.blocked
         assert lease.ending is None
     # One task that wants everything must get it: nothing is held by what is idle.
-    everything = Task(
-        next(fake.ids), KERNEL, 1, TaskSpec(demand=(("CPU", 3 * CPU_UNITS), ("GPU", CPU_UNITS))), b"", True
-    )
+    everything = Task(next(fake.ids), KERNEL, 1, TaskSpec(demand=gpus(GPUS, 3)), b"", True)
     fake.tasks[everything.id] = everything
     fake.post(Submitted([everything]))
     fake.let_all_end()
