@@ -23,6 +23,7 @@ from jupyter_tasks.wire.frames import Flag, Kind
 from jupyter_tasks.worker import context
 
 if TYPE_CHECKING:
+    from jupyter_tasks import inplace
     from jupyter_tasks.client import Client
 
 __all__ = [
@@ -41,7 +42,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-_session: launch.Session | None = None
+_session: launch.Session | inplace.Session | None = None
 _lock = threading.RLock()
 
 
@@ -53,21 +54,28 @@ def init(
     num_cpus: float | None = None,
     num_gpus: float | None = None,
     resources: dict[str, float] | None = None,
+    local_mode: bool = False,
 ) -> dict[str, Any]:
     """Starts the supervisor of this process; otherwise the first task does it.
 
     Args:
         num_cpus: how many CPUs tasks may use together. Default: what this process may use (affinity and
             container limits), at least 2.
-        num_gpus: how many GPUs. Default: those in CUDA_VISIBLE_DEVICES, or none.
+        num_gpus: how many GPUs. Default: those in CUDA_VISIBLE_DEVICES, or else those of NVIDIA's driver.
         resources: further resources by name, as {"license": 2}.
+        local_mode: run everything in place, for a debugger: no process is started, and `remote()` runs the function
+            before it returns, in the calling thread. Values are copied and errors raised as otherwise. `timeout`,
+            `memory` and `grace` mean nothing then, `cancel` does nothing, and nothing runs at the same time; the
+            stop button is a KeyboardInterrupt in the task and in who called it. Holds until `shutdown()`; in a
+            worker it changes nothing.
 
     Returns:
-        The settings in force: "total" (resources by name), "pid" of the supervisor, and more.
+        The settings in force: "total" (resources by name), "pid" of the supervisor, and more; "local_mode": True in
+        local mode.
 
     Raises:
         RuntimeError: it runs already with different settings; call `shutdown()` first. The same again is a no-op.
-        ValueError: a number below 0.
+        ValueError: a number below 0, or more GPUs than CUDA_VISIBLE_DEVICES shows.
     """
     arguments = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources}
     for name, amount in {"num_cpus": num_cpus, "num_gpus": num_gpus, **(resources or {})}.items():
@@ -78,16 +86,21 @@ def init(
             return _client().settings
         asked = any(value is not None for value in arguments.values())
         if _session is not None and not _session.client.closed:
+            if local_mode and isinstance(_session, launch.Session):
+                raise RuntimeError(
+                    "jupyter_tasks runs already, with worker processes. To run everything in place, call jt.shutdown() "
+                    "first, which ends its tasks, and then jt.init(local_mode=True)."
+                )
             if asked and arguments != _session.arguments:
                 raise RuntimeError(
                     f"jupyter_tasks runs already, with {_session.client.settings['total']}. "
                     "Call jt.shutdown() first; that ends its tasks."
                 )
             return _session.client.settings
-        return _start(arguments).settings
+        return _start(arguments, local_mode).settings
 
 
-def _start(arguments: dict[str, Any]) -> Client:
+def _start(arguments: dict[str, Any], local_mode: bool = False) -> Client:
     global _session
     if _session is not None:
         _session.client.close()
@@ -95,10 +108,15 @@ def _start(arguments: dict[str, Any]) -> Client:
         _session = None
     total = {
         "CPU": float(arguments["num_cpus"] if arguments["num_cpus"] is not None else max(2, launch.detect_cpus())),
-        "GPU": float(arguments["num_gpus"] if arguments["num_gpus"] is not None else _visible_gpus()),
+        "GPU": float(arguments["num_gpus"] if arguments["num_gpus"] is not None else launch.detect_gpus()),
         **(arguments["resources"] or {}),
     }
-    _session = launch.start(total, arguments)
+    if local_mode:
+        from jupyter_tasks import inplace
+
+        _session = inplace.Session(total, arguments)
+    else:
+        _session = launch.start(total, arguments)
     _session.client.listener = _print_output
     for hook in _on_start:
         hook(_session.client)
@@ -114,11 +132,6 @@ def on_start(hook: Callable[[Client], None]) -> None:
         _on_start.append(hook)
         if _session is not None and not _session.client.closed:
             hook(_session.client)
-
-
-def _visible_gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len([device for device in visible.split(",") if device.strip()]) if visible else 0
 
 
 def _client() -> Client:
@@ -170,7 +183,8 @@ def _after_fork() -> None:
         if client is not None:
             with contextlib.suppress(Exception):
                 client.forget()
-    _session = None
+    if isinstance(_session, launch.Session):
+        _session = None
 
 
 if hasattr(os, "register_at_fork"):
@@ -275,7 +289,12 @@ class RemoteFunction(Generic[T]):
             from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
 
             data, buffers = serialize.dumps((self._function, extras), root=self._name)
-            fn = client.new_function(shared.pack(data, buffers), _wire_options(self._options, self._name))
+            options = _wire_options(self._options, self._name)
+            session = _session
+            if session is None or isinstance(session, launch.Session) or session.client is not client:
+                fn = client.new_function(shared.pack(data, buffers), options)
+            else:  # it could be sent, and is not: a debugger wants the function itself
+                fn = session.client.learn(self._function, options, extras)
             self._known = (client, fn)
             return self._known
 
@@ -305,7 +324,9 @@ def remote(*args: Any, **options: Any) -> Any:
 
     Args:
         name: what the screen shows. Default: the function's name.
-        num_cpus, num_gpus: what a task takes while it runs. Default 1 and 0; fractions are fine.
+        num_cpus, num_gpus: what a task takes while it runs. Default 1 and 0; fractions are fine, of GPUs up to 1. A
+            task with GPUs sees them in CUDA_VISIBLE_DEVICES, without it that variable is untouched. BLAS and OpenMP
+            get `num_cpus` threads, unless OMP_NUM_THREADS and the like are set.
         resources: the same for other resources, by name.
         num_returns: how many refs `remote()` returns; the function then returns that many values.
         max_retries: how often a task is run again when its worker crashes. Default 3.
@@ -367,6 +388,9 @@ def _check_demand(options: dict[str, Any], total: dict[str, float], name: str) -
                 f"{name} needs {amount:g} {resource}, but there are only {total.get(resource, 0):g}. "
                 f"Ask for less, or call jt.shutdown() and jt.init() with more."
             )
+    gpus = wanted["GPU"]
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"{name} needs {gpus:g} GPUs; ask for whole ones, or for a part of one.")
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -417,7 +441,7 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
     try:
         if isinstance(refs, ObjectRef):
             return _get_list([refs], timeout, cancel_on_interrupt)[0]
-        worker = context.current_worker()
+        worker = _here()
         if worker is not None and worker.replaced:
             return _get_replaced(refs, worker.replaced, timeout, cancel_on_interrupt)
         if not isinstance(refs, (list, tuple)):
@@ -427,7 +451,9 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
                 raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {type(ref).__name__}.")
         return _get_list(list(refs), timeout, cancel_on_interrupt)
     except exceptions.JupyterTasksError as error:
-        raise error.with_traceback(None) from error.__cause__  # our own frames say nothing about the task
+        # Our own frames say nothing about the task. Those of an error that was raised in place do.
+        frames = error.__cause__.__traceback__ if error.__cause__ is not None else None
+        raise error.with_traceback(frames) from error.__cause__
 
 
 def _get_replaced(refs: Any, replaced: frozenset[int], timeout: float | None, cancel_on_interrupt: bool) -> Any:
@@ -587,6 +613,10 @@ class RuntimeContext:
 
         return show_id(self._worker.task_id) if self._worker is not None and self._worker.task_id else None
 
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """The devices given to this task, as they stand in its CUDA_VISIBLE_DEVICES: {"GPU": ["0"]}."""
+        return {"GPU": list(self._worker.config["gpus"]) if self._worker is not None else []}
+
     def is_canceled(self) -> bool:
         """The running task was asked to stop. For loops that want to stop at a good place; about 0.2 us."""
         return self._worker is not None and self._worker.guard.is_canceled()
@@ -594,4 +624,12 @@ class RuntimeContext:
 
 def get_runtime_context() -> RuntimeContext:
     """Where this code runs: the task's id, and whether it was asked to stop."""
-    return RuntimeContext(context.current_worker())
+    return RuntimeContext(_here())
+
+
+def _here() -> Any:
+    """Who runs tasks in this process: the worker that it is, or what stands for one in local mode. None: nobody."""
+    worker = context.current_worker()
+    if worker is None and _session is not None and not isinstance(_session, launch.Session):
+        return _session.here
+    return worker

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,8 +20,9 @@ from jupyter_tasks.wire.frames import PROTOCOL, SESSION_MARK, Kind, frame, to_js
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
 
-__all__ = ["Session", "detect_cpus", "start"]
+__all__ = ["Session", "detect_cpus", "detect_gpus", "gpu_names", "start"]
 
+KEPT_FAILURES = 2  # failed tasks whose frames are kept for `%tasks debug`: each costs the memory of its worker
 SOCKET_PATH_LIMIT = 107  # bytes (sockaddr_un), 103 on macOS
 
 # The working directory is not on the path while we import: a notebook's folder may hold a `select.py`.
@@ -97,12 +100,54 @@ def _cgroup_cpus() -> int | None:
         return None
 
 
+def detect_gpus() -> int:
+    """How many GPUs this process may use: those of CUDA_VISIBLE_DEVICES; without it, those of NVIDIA's driver."""
+    visible = _visible_gpus()
+    if visible is not None:
+        return len(visible)
+    try:
+        # Not /proc/driver/nvidia: a container may see there what it has no device for.
+        return sum(re.fullmatch(r"nvidia\d+", name) is not None for name in os.listdir("/dev"))
+    except OSError:
+        return 0
+
+
+def gpu_names(count: int) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls so many GPUs: those it names here, or else their numbers.
+
+    Raises:
+        ValueError: it names fewer.
+    """
+    visible = _visible_gpus()
+    if visible is None:
+        return [str(number) for number in range(count)]
+    if len(visible) < count:
+        raise ValueError(
+            f"num_gpus={count}, but CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} shows {len(visible)}. "
+            "Ask for less, or change that variable first."
+        )
+    return visible[:count]
+
+
+def _visible_gpus() -> list[str] | None:
+    """Numbers, "GPU-..." or "MIG-...", as they stand there; None if nobody has said anything."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    # As CUDA does: the first one that is no device ends the list; people write -1, or nothing, for "none".
+    end = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return names[:end]
+
+
 def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
     """Starts a supervisor and returns the session.
 
     Raises:
+        ValueError: more GPUs than CUDA_VISIBLE_DEVICES shows.
         JupyterTasksError: it could not be started; says what it wrote.
     """
+    gpus = gpu_names(math.ceil(total["GPU"]))
     directory = _private_directory()
     mark = os.urandom(8).hex()
     ours, theirs = socket.socketpair()
@@ -129,7 +174,9 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         "path": [os.path.abspath(entry) if entry == "" else entry for entry in sys.path],
         "preload": _preload(),
         "total": total,
+        "gpus": gpus,
         "kernel_pid": os.getpid(),
+        "keep": KEPT_FAILURES if _is_interactive() else 0,
         "directory": directory,
         "socket": os.path.join(directory, "s"),
         "key": os.urandom(32).hex(),
@@ -168,6 +215,12 @@ def _private_directory() -> str:
         os.rmdir(directory)
         directory = tempfile.mkdtemp(prefix="jupyter-tasks-", dir="/tmp")
     return directory
+
+
+def _is_interactive() -> bool:
+    """There is somebody who could open a debugger: this is IPython, in a notebook or a terminal."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython, "get_ipython", lambda: None)() is not None
 
 
 def _preload() -> list[str]:

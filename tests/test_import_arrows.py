@@ -34,8 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"exceptions", "refs", "show", "wire"},
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "wire"} | SYSTEM,
-    "api": {"client", "exceptions", "launch", "refs", "wire", "worker.context"},
-    "notebook": {"api", "client", "exceptions", "refs", "show", "wire"},
+    "inplace": {"client", "refs", "wire", "worker.execution"},
+    "api": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
+    "notebook": {"api", "client", "exceptions", "inplace", "refs", "show", "wire"},
 }
 
 

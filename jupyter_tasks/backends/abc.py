@@ -49,6 +49,9 @@ class Host(Protocol):
     def wrote(self, id: int, data: bytes, *, stderr: bool) -> None:
         """The task wrote this."""
 
+    def changed(self, id: int) -> None:
+        """What there is to say of a finished task has changed."""
+
 
 class Backend(ABC):
     """Runs tasks somewhere."""
@@ -61,11 +64,11 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, lease: Lease, tasks: Sequence[Task]) -> None:
-        """Gives the lease these tasks; makes its place if it has none."""
+        """Gives the lease these tasks; makes its place if it has none, and a new one if the lease has devices."""
 
     @abstractmethod
     def close(self, lease: Lease) -> None:
-        """The lease is over; its place may serve another."""
+        """The lease is over; its place may serve another. Never of a lease with devices: that is retired."""
 
     @abstractmethod
     def recall(self, lease: Lease, id: int) -> None:
@@ -94,6 +97,22 @@ class Backend(ABC):
     @abstractmethod
     def running(self, lease: Lease) -> int:
         """The id of the task that runs in the lease at this moment, 0 for none."""
+
+    @abstractmethod
+    def left_running(self, task: Task) -> bool:
+        """Threads or children of this finished task still run."""
+
+    @abstractmethod
+    def keeps_frames(self, task: Task) -> bool:
+        """The frames of this failed task can be opened in a debugger."""
+
+    @abstractmethod
+    def debug(self, task: Task) -> bool:
+        """Opens them; a DISPLAY of type "debugged" tells the owner when that is over. False if they are not there."""
+
+    @abstractmethod
+    def forget_frames(self, task: Task) -> bool:
+        """They are not wanted any more. True if nothing else is left of the task."""
 
     @abstractmethod
     def write_stacks(self, task: Task) -> str | None:

@@ -230,6 +230,8 @@ class Board:
                 parts.append(f", CPU {show_seconds(cpu)}, memory {show_bytes(memory)}")
         if record.get("lingers"):
             parts.append(", threads or processes of it still run")
+        if record.get("kept"):
+            parts.append(f"; %tasks debug {self.task_id} opens its frames")
         if self.earlier:
             runs = f"an earlier run is still running: %tasks cancel {self.earlier[-1]} stops it"
             others = f" ({len(self.earlier)} of them)" if len(self.earlier) > 1 else ""

@@ -28,7 +28,7 @@ from jupyter_tasks.client import Client
 from jupyter_tasks.notebook import capture
 from jupyter_tasks.notebook.board import FINAL_STATES, Board, strip_ansi
 from jupyter_tasks.notebook.feed import Feed
-from jupyter_tasks.notebook.output import Place, Router, Screen
+from jupyter_tasks.notebook.output import NO_OUTPUT, Place, Router, Screen
 from jupyter_tasks.refs import Dependency, ObjectRef
 from jupyter_tasks.show import show_bytes
 from jupyter_tasks.wire import identity, serialize, shared
@@ -390,7 +390,7 @@ class Launcher:
             board.take_text(content)
             if not self._screen.redraws:
                 self._screen.stream(place, "stderr" if stderr else "stdout", content)
-        elif kind == Kind.DISPLAY and content["type"] != "stopped":
+        elif kind == Kind.DISPLAY and content["type"] not in NO_OUTPUT:
             board.take_display(content["type"], content["content"])
             if not self._screen.redraws:
                 self._screen.display(place, content["type"], content["content"])
@@ -498,6 +498,42 @@ class Launcher:
             self._put_back.append(launched)
         error = _error_of(ref)
         raise _as_in_the_kernel(error, shown.stopped_lines, self._hint(error))
+
+    def debug(self, id: int) -> bool:
+        """Opens the frames of a failed task in a debugger, here in this cell. Returns when the user has had enough.
+
+        False: the frames are not kept (any more).
+        """
+        client = self._started()
+        news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        before = self._router.add(id, lambda kind, content, stderr: news.put((kind, content, stderr)))
+        shown = _Shown(self._ip, self._screen, self._screen.here())
+        try:
+            with _StopButton(lambda: news.put(_STOP)) as button:
+                if not client.request("debug", id=id):
+                    return False
+                while True:
+                    word = news.get()
+                    if word is _STOP:
+                        client.request("debug", id=id, interrupt=True)
+                        continue
+                    kind, content, _ = word
+                    if kind == Kind.DISPLAY and content["type"] == "input_request":
+                        shown.flush()
+                        question = content["content"]
+                        answer = ask_user(self._ip, question["prompt"], is_password=False, button=button)
+                        if answer is None:
+                            answer = {"interrupted": True}
+                        client.request("answer", serial=question["serial"], answer=answer)
+                    elif kind == Kind.DISPLAY and content["type"] == "debugged":
+                        shown.flush()
+                        return True
+                    else:
+                        shown.take(*word)
+        finally:
+            self._router.remove(id)
+            if before is not None:
+                self._router.add(id, before)
 
     def _bring_home(self, ref: ObjectRef, sent: dict[int, Any]) -> Any:
         """Does to the namespace, and to the objects in it, what the cell has done. Returns the cell's value."""

@@ -154,8 +154,9 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         %tasks wait NAME|ID|all     block until they are over
         %tasks logs NAME|ID         all that a task has printed
         %tasks stack NAME|ID|all    where a running task is at this moment, also in C code
+        %tasks debug NAME|ID        open the frames of a failed task in the debugger
         %tasks fetch A B            put the values of these references in their place (waits for them)
-        %tasks clear                forget finished tasks
+        %tasks clear                forget finished tasks, and the frames kept for the debugger
         """
         try:
             words = shlex.split(line, comments=True)
@@ -172,9 +173,11 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
         elif verb == "fetch":
             self._fetch(names)
-        elif verb in ("cancel", "kill", "wait", "logs", "stack"):
+        elif verb in ("cancel", "kill", "wait", "logs", "stack", "debug"):
             if not names:
-                raise UsageError(f"%tasks {verb} needs the NAME or ID of a task{'' if verb == 'logs' else ', or all'}.")
+                raise UsageError(
+                    f"%tasks {verb} needs the NAME or ID of a task{'' if verb in ('logs', 'debug') else ', or all'}."
+                )
             getattr(self, f"_{verb}")(names)
         else:
             raise UsageError(
@@ -268,6 +271,25 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
                 shown, whole = show_bytes(MOST_LOG), show_bytes(log["bytes"])
                 print(f"[... the first {shown} of {whole}; the whole log is in {log['path']}]")
 
+    def _debug(self, names: list[str]) -> None:
+        if len(names) != 1 or names == ["all"]:
+            raise UsageError("%tasks debug opens one task: %tasks debug NAME.")
+        matches = [record for record in api.tasks() if names[0] in (record["task_id"], record["name"])]
+        (record,) = [record for record in matches if record["kept"]][-1:] or self._find(names, live=False)
+        who = f"Task {record['task_id']} ({record['name']})"
+        if record["kept"]:
+            print(f"{who}: the frame that raised. Type `u` to go up, `p NAME` to look, `q` to leave, `h` for help.")
+            if self._launcher.debug(record["id"]):
+                return
+            raise UsageError(f"%tasks debug: the frames of {who} are gone, or somebody else looks at them.")
+        if record["state"] not in _FINAL:
+            raise UsageError(f"{who} is {record['state']}; %tasks stack {record['task_id']} shows where it is.")
+        if record["state"] != "failed":
+            raise UsageError(f"{who} has not raised an error: {record['state']}.")
+        kept = ", ".join(other["name"] for other in api.tasks() if other["kept"])
+        now = f"Kept are those of: {kept}; %tasks clear lets them go" if kept else "Run it again to keep them"
+        raise UsageError(f"The frames of {who} are not kept: only those of the last failures are. {now}.")
+
     def _stack(self, names: list[str]) -> None:
         for record in self._find(names, live=True):
             who = f"Task {record['task_id']} ({record['name']})"
@@ -324,6 +346,12 @@ def _parse(magic: Any, line: str) -> argparse.Namespace | None:
     return args
 
 
+def _remark(record: dict[str, Any]) -> str:
+    if record["lingers"]:
+        return " (left something running)"
+    return " (kept for %tasks debug)" if record["kept"] else ""
+
+
 def _table(records: list[dict[str, Any]]) -> str:
     if not records:
         return "No tasks."
@@ -336,7 +364,7 @@ def _table(records: list[dict[str, Any]]) -> str:
             (
                 record["task_id"],
                 record["name"],
-                record["state"] + (" (left something running)" if record["lingers"] else ""),
+                record["state"] + _remark(record),
                 show_seconds(record["elapsed_s"]) if record["elapsed_s"] else "-",
                 show_seconds(usage["cpu_s"]) if usage else "-",
                 show_bytes(usage["memory"] if _is_live(record) else usage["peak"]) if usage else "-",

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from jupyter_tasks.notebook.board import BOARD_MIME, strip_ansi
 from jupyter_tasks.wire.frames import Flag, Kind, from_json
 
-__all__ = ["KernelScreen", "Place", "Router", "Screen", "Sink", "TerminalScreen"]
+__all__ = ["NO_OUTPUT", "KernelScreen", "Place", "Router", "Screen", "Sink", "TerminalScreen"]
 
 
 class Place:
@@ -151,6 +151,9 @@ class TerminalScreen:
         sys.stdout.flush()
 
 
+# DISPLAY words that say something to us, and show nothing.
+NO_OUTPUT = frozenset({"stopped", "input_request", "debugged"})
+
 # Gets what a task says: kind of frame, text or JSON content, whether of stderr.
 Sink = Callable[[int, Any, bool], None]
 
@@ -172,9 +175,11 @@ class Router:
         self._marks.clear()
         self._places.clear()
 
-    def add(self, id: int, sink: Sink) -> None:
-        """From now on, what this task says goes to `sink`."""
+    def add(self, id: int, sink: Sink) -> Sink | None:
+        """From now on, what this task says goes to `sink`. Returns where it went before."""
+        before = self._sinks.get(id)
         self._sinks[id] = sink
+        return before
 
     def remove(self, id: int) -> None:
         """The task says nothing more that matters."""
@@ -209,7 +214,7 @@ class Router:
             return
         if kind == Kind.OUTPUT:
             self._screen.stream(place, "stderr" if stderr else "stdout", content)
-        elif kind == Kind.DISPLAY and content["type"] != "stopped":
+        elif kind == Kind.DISPLAY and content["type"] not in NO_OUTPUT:
             self._screen.display(place, content["type"], content["content"])
 
     def _decode(self, id: int, stderr: bool, body: bytes) -> str:

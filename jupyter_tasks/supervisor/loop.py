@@ -151,6 +151,7 @@ class Supervisor:
             "status": self._status_op,
             "warm": self._warm_op,
             "answer": self._answer_op,
+            "debug": self._debug_op,
         }
         self._ask_later: dict[str, Callable[[_Client, int, dict[str, Any]], None]] = {
             "input": self._pass_on,
@@ -273,6 +274,12 @@ class Supervisor:
         client = self._clients.get(task.owner) if task is not None else None
         if client is not None:
             self._send(client, frame(kind, id, body, flags=flags, fds=len(fds)), tuple(fds))
+
+    def changed(self, id: int) -> None:
+        """See Host."""
+        task = self._scheduler.find(id)
+        if task is not None and task.spec.watched:
+            self._announce(Announce(task))
 
     def wrote(self, id: int, data: bytes, *, stderr: bool) -> None:
         """See Host."""
@@ -686,8 +693,12 @@ class Supervisor:
             "elapsed_s": end - started if started is not None else 0.0,
             "attempt": task.attempt,
             "waiting_for": self._open_dependencies(task) if task.waiting else [],
-            "lingers": task.state in FINAL and task.lease is not None,
+            "lingers": False,
+            "kept": False,
         }
+        if task.state in FINAL and task.lease is not None:
+            record["lingers"] = self._backend.left_running(task)
+            record["kept"] = self._backend.keeps_frames(task)
         if task.cancel is not None:
             record |= {"source": task.cancel.source, "rung": task.cancel.rung.name.lower()}
             record |= {"reason": task.cancel.reason}
@@ -733,7 +744,11 @@ class Supervisor:
         return {"path": log.path, "bytes": log.size} if log is not None else None
 
     def _clear_op(self, question: dict[str, Any]) -> Any:
-        cleared = self._scheduler.clear(question.get("ids"))
+        kept_only = set()
+        for task in self._scheduler.tasks():
+            if task.state in FINAL and task.lease is not None and self._backend.forget_frames(task):
+                kept_only.add(task.id)
+        cleared = self._scheduler.clear(question.get("ids"), kept_only)
         kept = {task.id for task in self._scheduler.tasks()}
         for id in [id for id in self._logs if id not in kept]:
             self._logs.pop(id).remove()
@@ -797,6 +812,15 @@ class Supervisor:
         self._questions[self._count] = (client.id, request, id)
         content = {"serial": self._count, "prompt": question["prompt"], "password": question["password"]}
         self.told(Kind.DISPLAY, 0, id, to_json({"type": "input_request", "content": content}), ())
+
+    def _debug_op(self, question: dict[str, Any]) -> Any:
+        task = self._scheduler.find(question["id"])
+        if task is None:
+            return False
+        if question.get("interrupt"):
+            self._backend.interrupt(task)
+            return True
+        return self._backend.debug(task)
 
     def _answer_op(self, question: dict[str, Any]) -> Any:
         asker, request, _ = self._questions.pop(question["serial"], (0, 0, 0))

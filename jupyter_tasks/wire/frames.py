@@ -70,10 +70,12 @@ class Kind:
     OUTPUT = 17      # S->C: bytes that task `id` wrote; Flag.STDERR tells the stream
     DISPLAY = 18     # W->S->C: rich output of task `id` (body: JSON, a Jupyter message content)
     PROGRESS = 19    # W->S->C: a progress bar of task `id` moved (body: JSON)
-    IDLE = 20        # W->S: threads or children that a finished task had left are gone
+    IDLE = 20        # W->S: what a finished task had left is gone; with an `id`: all but the frames kept of that task
     BLOCKED = 21     # W->S: task `id` waits in `get`; its slot is free for others
     UNBLOCKED = 22   # W->S: it goes on
     PRELOAD = 23     # S->W: import these modules while idle (body: JSON)
+    FORGET = 24      # S->W: the frames of the failed task `id` are not wanted any more; answered by IDLE
+    DEBUG = 25       # S->W: open them in a debugger
     # fmt: on
 
 
@@ -88,6 +90,7 @@ class Flag:
     TAINTED = 4  # INTERRUPTED: the worker must not be used again
     RETRYABLE = 4  # ERROR: an exception that the task wants to be run again for
     SKIPPED = 8  # INTERRUPTED: the task's code never began
+    KEPT = 8  # ERROR: the worker stays with the frames of the task, for `%tasks debug`
 
 
 DURATION_SHIFT = 4

@@ -57,6 +57,8 @@ def ask(worker: Any, id: int, prompt: str, is_password: bool) -> str:
     answer = context.client_of_worker().request("input", timeout=None, task=id, prompt=prompt, password=is_password)
     if "refused" in answer:
         raise StdinNotImplementedError(answer["refused"])
+    if "interrupted" in answer:
+        raise KeyboardInterrupt
     if "text" not in answer:
         raise EOFError
     return str(answer["text"])

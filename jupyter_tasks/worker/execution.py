@@ -47,7 +47,7 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.page import LEDGER_SIZE, Page
 from jupyter_tasks.wire.sockets import MESSAGE_LIMIT, receive
-from jupyter_tasks.worker import context, progress
+from jupyter_tasks.worker import context, modules, progress, threads
 from jupyter_tasks.worker.interrupt import Guard
 from jupyter_tasks.worker.output import Streams
 
@@ -68,6 +68,8 @@ def start(config: dict[str, Any], sock_fd: int, page_fd: int, out_fd: int, err_f
     page.words[layout.PID] = os.getpid()
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the guard is there
+    if config["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(config["gpus"])
     platform.become_subreaper()
     # First our parent, which only forked us, has to end (about 0.1 ms): told to die with our parent before that, we
     # would die with this one (one worker in seven did).
@@ -81,6 +83,7 @@ def start(config: dict[str, Any], sock_fd: int, page_fd: int, out_fd: int, err_f
     if os.getppid() != config["supervisor"]:
         os._exit(1)  # it had died before we asked, and nobody would send the signal
     platform.prefer_as_oom_victim()
+    platform.join_fences()
     sock = socket.socket(fileno=fcntl.fcntl(sock_fd, fcntl.F_DUPFD_CLOEXEC, 210))
     streams = Streams(out_fd, err_fd)  # 200 and 201
     os.closerange(3, 200)
@@ -108,6 +111,10 @@ class _Function:
     call: Callable[..., Any]
     options: dict[str, Any] = field(default_factory=dict)
     retry_exceptions: Any = False  # True, or a tuple of types
+    threads: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.threads = threads.wanted(self.options, 1)
 
 
 class _Worker:
@@ -118,15 +125,19 @@ class _Worker:
         self.sock = sock
         self.page = page
         self.streams = streams
-        own_code = {f.__code__ for f in (_Worker.serve, _Worker._packet, _Worker._task, _Worker._flush, _Worker._end)}
+        own = (_Worker.serve, _Worker._packet, _Worker._task, _Worker._debug, _Worker._flush, _Worker._end)
+        own_code = {function.__code__ for function in own}
         self.guard = Guard(page, own_code)
         self.functions: dict[int, _Function] = {}
+        self.threads = threads.Threads()
         self.task_id = 0
         self.replaced: frozenset[int] = frozenset()  # in a cell: ids of values that took the place of refs
         self._values: dict[int, tuple[bytes, int | None]] = {}  # what the next task needs: head, descriptor
         self._ends: list[bytes] = []  # frames not sent yet; the ledger holds the same bytes
         self._messages = 0
         self._cleanup: Callable[[], None] | None = None  # forgets the last cell, once its end is told
+        self._failure: BaseException | None = None  # what the task in hand raised, if its frames may be kept
+        self._kept: tuple[int, BaseException] | None = None  # the failed task that this worker stays with
         self._left_over = False  # a finished task's threads or children still run
         self._condemned = False  # an interrupt has tainted this process: the supervisor is about to end it
         self._given_back = False  # one of both: what was given ahead of time goes back unbegun
@@ -159,7 +170,7 @@ class _Worker:
         at, end = 0, len(data)
         began = time.perf_counter()
         # Also what comes after: it was given before the supervisor heard how the last task ended.
-        self._given_back = self._left_over or self._condemned
+        self._given_back = self._left_over or self._condemned or self._kept is not None
         while end - at >= HEADER_SIZE:
             size, kind, flags, nfds, fn, id = HEADER.unpack_from(data, at)
             body = data[at + HEADER_SIZE : at + HEADER_SIZE + size]
@@ -176,6 +187,12 @@ class _Worker:
                 self._learn_function(fn, body, fd)
             elif kind == Kind.PRELOAD:
                 _preload(from_json(body))
+            elif kind == Kind.DEBUG:
+                self._debug(id)
+            elif kind == Kind.FORGET and self._kept is not None and self._kept[0] == id:
+                self._kept = None
+                if not self._left_over:
+                    self._is_idle()
         self._flush()
 
     def _task(self, id: int, fn: int, flags: int, body: bytes, fd: int | None) -> None:
@@ -205,6 +222,10 @@ class _Worker:
             self.send(Kind.STARTED, id, to_json({"started_ns": self.page.words[layout.STARTED_NS]}))
         self.streams.install()
         guard.install()
+        # Not in user code: an interrupt in the middle would leave it half done.
+        count = self.functions[fn].threads if fn else threads.wanted(options, threads.KERNELS)
+        if count != self.threads.count:
+            self.threads.limit(count)
         ends: list[bytes] | None = None
         partly: list[bytes] = []  # what an interrupted cell gives back
         fds: list[int] = []
@@ -238,17 +259,50 @@ class _Worker:
             if tainted:
                 self._condemned = self._given_back = True
         else:
-            lingers = Flag.LINGERS if left_over else 0
-            ends[-1] = _with_flags(ends[-1], lingers | min(took, MOST_DURATION) << DURATION_SHIFT)
+            stays = Flag.LINGERS if left_over else 0
+            if self._failure is not None:
+                self._kept, self._failure = (id, self._failure), None
+                self._given_back = True
+                stays |= Flag.KEPT
+            ends[-1] = _with_flags(ends[-1], stays | min(took, MOST_DURATION) << DURATION_SHIFT)
             if left_over:
                 self._left_over = self._given_back = True
         self._end(ends, fds)
         guard.end()
         self.task_id = 0
-        if fds or flags & Flag.ANNOUNCE or self._left_over:
+        if fds or flags & Flag.ANNOUNCE or self._given_back:
             self._flush(fds)
-        if self._cleanup is not None and not self._left_over:
+        if self._cleanup is not None and not self._left_over and self._kept is None:
             self._clean_up()
+
+    def _debug(self, id: int) -> None:
+        """Opens the frames of the failed task in a debugger, and tells when that is over."""
+        from jupyter_tasks.worker import postmortem
+
+        if self._kept is not None and self._kept[0] == id:
+            guard = self.guard
+            guard.begin(id)
+            self.streams.install()
+            guard.install()
+            try:
+                guard.in_user_code = True
+                postmortem.debug(self._kept[1], functools.partial(self._ask, id))
+                guard.in_user_code = False
+            except KeyboardInterrupt:
+                pass
+            except BaseException:
+                guard.in_user_code = False
+                traceback.print_exc()
+            finally:
+                guard.in_user_code = False
+            guard.end()
+            self.streams.wait_until_read()
+        self.send(Kind.DISPLAY, id, to_json({"type": "debugged", "content": {}}))
+
+    def _ask(self, id: int, prompt: str, is_password: bool) -> str:
+        from jupyter_tasks.worker import cells
+
+        return cells.ask(self, id, prompt, is_password)
 
     def _skip(self, id: int, fd: int | None) -> None:
         """The task is not begun: it was cancelled, or goes back."""
@@ -352,7 +406,9 @@ class _Worker:
     def _learn_function(self, fn: int, body: bytes, fd: int | None) -> None:
         length = int.from_bytes(body[:4], "little")
         options = json.loads(body[4 : 4 + length])
+        self.threads.limit(threads.wanted(options, 1))  # before it imports what it needs
         try:
+            modules.forget_edited()  # before its pickle imports what it needs
             data, buffers = shared.unpack(body[4 + length :], fd, writable=False)
             call, extras = serialize.loads(data, buffers)
             for name, text in extras.get("sources", {}).items():
@@ -382,6 +438,8 @@ class _Worker:
             self._leave(error)
         except BaseException as error:
             flags = Flag.RETRYABLE if _wants_retry(function.retry_exceptions, error) else 0
+            if self.page.words[layout.KEEP] and not flags and "gpus" not in function.options:
+                self._failure = error
             return [self._error_frame(id, sys.exc_info(), flags=flags)], []
         num_returns = options.get("num_returns", function.options.get("num_returns", 1))
         if num_returns == 1:
@@ -490,9 +548,13 @@ class _Worker:
         """Runs one cell in the shell. Raises only KeyboardInterrupt."""
         from jupyter_tasks.worker import cells
 
+        modules.forget_edited()
         content = self._content(body, fd, cells.namespace(), options)
         self._cleanup = cells.forget
         outcome = cells.run(self, id, options, content)
+        # A worker with GPUs would keep their memory, too.
+        if isinstance(outcome.error, Exception) and outcome.error.__traceback__ and self.config.get("keep"):
+            self._failure = outcome.error if "gpus" not in options else None
         ends, fds = self._cell_ends(id, options, content, outcome)
         if isinstance(outcome.error, KeyboardInterrupt):
             raise _Stopped(ends, fds)
@@ -583,11 +645,18 @@ class _Worker:
         return any(not _is_service(pid) for pid in running)
 
     def _look_again(self) -> None:
-        if not self._leaves_something():
-            self._left_over = False
-            self._clean_up()
-            self.streams.wait_until_read()
-            self.send(Kind.IDLE, 0, b"")
+        if self._leaves_something():
+            return
+        self._left_over = False
+        if self._kept is None:
+            self._is_idle()
+        else:
+            self.send(Kind.IDLE, self._kept[0], b"")
+
+    def _is_idle(self) -> None:
+        self._clean_up()
+        self.streams.wait_until_read()
+        self.send(Kind.IDLE, 0, b"")
 
 
 class _Stopped(KeyboardInterrupt):

@@ -140,3 +140,19 @@ def test_much_data_is_said_with_the_names(kernel: Kernel) -> None:
     assert "takes along 1.0 GB: big (1.0 GB), small" in cell.text("stderr")
     assert "big = jt.put(big)" in cell.text("stderr")
     kernel.run("del big")
+
+
+def test_an_edited_module_is_imported_anew(kernel: Kernel) -> None:
+    """The same warm worker runs the new text: in cells, and in functions that are defined anew."""
+    kernel.run("pathlib.Path('jt_edited.py').write_text('x = 1')")
+    look = "%%remote --wait\nimport os, jt_edited\n(os.getpid(), jt_edited.x)"
+    first = kernel.run(look).result
+    kernel.run("pathlib.Path('jt_edited.py').write_text('x = 22')")
+    second = kernel.run(look).result
+    assert first is not None and second is not None
+    assert first.endswith(", 1)")
+    assert second == first.replace(", 1)", ", 22)")
+    function = "@jt.remote\ndef look():\n    import jt_edited\n    return jt_edited.x\njt.get([look.remote() for _ in range(4)])"
+    assert kernel.run(function).result == "[22, 22, 22, 22]"
+    kernel.run("pathlib.Path('jt_edited.py').write_text('x = 333')")
+    assert kernel.run(function).result == "[333, 333, 333, 333]"

@@ -49,7 +49,7 @@ def test_the_stack_shows_the_line_that_runs(kernel: Kernel, how: str, tmp_path_f
     shown = kernel.run("%tasks stack deep")
     text = shown.text()
     number = cell.reply["execution_count"]
-    assert f"(deep), running for" in text.splitlines()[0]
+    assert "(deep), running for" in text.splitlines()[0]
     assert f"  Cell In[{number}], line 9, in <module>\n    outer()\n" in text
     assert f"  Cell In[{number}], line 8, in outer\n    inner(1)\n" in text
     assert f"  Cell In[{number}], line 5, in inner\n    import" in text
@@ -61,7 +61,9 @@ def test_the_stack_shows_the_line_that_runs(kernel: Kernel, how: str, tmp_path_f
 
 def test_the_task_goes_on_as_if_nothing_had_been(kernel: Kernel) -> None:
     """Looking a hundred times changes nothing: no interrupt, no exception, the same value."""
-    kernel.run("%%remote looked\nopen('looked', 'w').close()\nn = 0\nwhile not pathlib.Path('seen').exists(): n += 1\n'done'")
+    kernel.run(
+        "%%remote looked\nopen('looked', 'w').close()\nn = 0\nwhile not pathlib.Path('seen').exists(): n += 1\n'done'"
+    )
     hear(kernel.directory / "looked")
     shown = kernel.run(
         "from IPython.utils.io import capture_output\nwith capture_output() as got:\n"

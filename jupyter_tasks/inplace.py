@@ -1,0 +1,610 @@
+"""`init(local_mode=True)`: everything runs in place, for a debugger.
+
+There is no supervisor, no process and no thread. `f.remote(x)` runs the function before it returns, in the thread that
+calls it, and so breakpoints, pdb, profilers and coverage see it as they see any other call. Values go through the same
+pickles as on their way to a worker and back, so that what works here works there, too. The function itself does not:
+a debugger must find the user's own code and globals.
+
+    InPlaceClient.submit   arguments to bytes and back, the call, results to bytes: its refs are final when it returns
+    ref._body              holds the outcome, which so lives as long as its ref
+    outcome.error          the exception as it was raised, with its frames: what `get` raises shows them
+
+What only a worker can do is not done: no timeout, grace or memory limit, no cancel of what runs, no slots.
+
+Thread: any, also several at once; a task belongs to the thread that submits it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import inspect
+import itertools
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from jupyter_tasks.client import Client, _refuse_foreign
+from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
+from jupyter_tasks.wire import serialize, shared
+from jupyter_tasks.wire.frames import CLIENT_SHIFT, HEADER_SIZE, Kind, from_json, show_id, to_json
+from jupyter_tasks.worker import execution
+
+__all__ = ["Here", "InPlaceClient", "Session", "run_coroutine", "values_for_refs"]
+
+HISTORY = 1000  # finished tasks that `%tasks` can still show, as with a supervisor
+MAX_RETRIES = 3  # for `retry_exceptions`, as with a supervisor
+
+# The id of the task that this code belongs to. Not one variable for all: several threads may run tasks.
+_running: contextvars.ContextVar[int] = contextvars.ContextVar("jupyter_tasks_in_place", default=0)
+_replaced: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
+    "jupyter_tasks_replaced", default=frozenset()
+)
+
+
+class Session:
+    """Stands where the API has a supervisor's session."""
+
+    def __init__(self, total: dict[str, float], arguments: dict[str, Any]) -> None:
+        self.client = InPlaceClient(total)
+        self.arguments = arguments  # what `init` was given, to tell a repeated call from a different one
+        self.here = Here()
+
+    def end(self) -> None:
+        """No task comes any more. Values stay with their refs."""
+        self.client.close()
+
+    def clean(self) -> None:
+        """There is nothing that could be left."""
+
+
+class Here:
+    """What `get_runtime_context()` asks a worker, asked here."""
+
+    config: Mapping[str, Any] = {"gpus": []}  # no devices are given out
+
+    @property
+    def task_id(self) -> int:
+        """The running task; 0 outside of one, and in threads that the task has started."""
+        return _running.get()
+
+    @property
+    def replaced(self) -> frozenset[int]:
+        """In a cell: ids of values that took the place of refs."""
+        return _replaced.get()
+
+    @property
+    def guard(self) -> Here:
+        """The one who knows whether the task is to stop."""
+        return self
+
+    def is_canceled(self) -> bool:
+        """Never: who could ask is the task itself."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    """What became of a task: stands in its ref's `_body`."""
+
+    kind: int  # Kind.RESULT, ERROR or FAILURE
+    body: bytes  # as the supervisor would send it
+    buffers: Sequence[bytes] = ()
+    refs: Mapping[int, ObjectRef] = field(default_factory=dict)  # those inside the value, which must live as long as it
+    error: BaseException | None = None  # as it was raised here
+    trace: TracebackType | None = None  # its frames in the task; raised once more, the error gets those of others, too
+
+    def load(self, *, writable: bool, namespace: dict[str, Any] | None = None) -> Any:
+        buffers = [bytearray(each) for each in self.buffers] if writable else self.buffers
+        return serialize.loads(self.body, buffers, namespace=namespace, originals=self.refs or None)
+
+
+class _Task:
+    """What `jt.tasks()` tells of one. Entered while it runs; who enters sets the state of its end."""
+
+    def __init__(self, client: InPlaceClient, id: int, name: str, kind: str) -> None:
+        self.id = id
+        self.name = name
+        self.kind = kind
+        self.state = "running"
+        self.attempt = 0
+        self.submitted = time.time()
+        self._client = client
+        self._began = time.monotonic()
+        self._elapsed: float | None = None
+
+    def __enter__(self) -> _Task:
+        self._client._live[self.id] = self
+        self._token = _running.set(self.id)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _running.reset(self._token)
+        self._elapsed = time.monotonic() - self._began
+        if kind is not None:
+            self.state = "cancelled"  # what is raised here is an interrupt, on its way to who submitted
+        self._client._ended(self)
+
+    def record(self) -> dict[str, Any]:
+        """With the same keys as a supervisor's."""
+        record: dict[str, Any] = {
+            "id": self.id,
+            "task_id": show_id(self.id),
+            "name": self.name,
+            "kind": self.kind,
+            "state": self.state,
+            "submitted": self.submitted,
+            "waited_s": 0.0,
+            "elapsed_s": time.monotonic() - self._began if self._elapsed is None else self._elapsed,
+            "attempt": self.attempt,
+            "waiting_for": [],
+            "lingers": False,
+            "kept": False,
+        }
+        if self.state == "cancelled":
+            record |= {"source": "interrupt", "rung": "interrupt", "reason": ""}
+        return record
+
+
+class _Notes(dict[int, RefNote]):
+    """The living refs, by their ids."""
+
+    def __setitem__(self, key: int, note: RefNote) -> None:
+        super().__setitem__(note.id, note)
+
+
+class InPlaceClient(Client):
+    """Does itself, and at once, what a `Client` asks a supervisor for. Made by `Session`.
+
+    A Client for those who hold one; of its parts it has those that pack arguments. Nothing is ever sent.
+    """
+
+    def __init__(self, total: dict[str, float]) -> None:
+        # Not Client's own: that is about a socket and a thread.
+        self.client_id = 1
+        self.settings = {"local_mode": True, "client_id": 1, "pid": os.getpid(), "total": total, "rungs": []}
+        self.namespace = None
+        self.listener = None
+        self.on_lost = None
+        self.on_wait = None
+        self.parent = None
+        self.closed = False
+        self.failures = 0
+        self.last_id = self.client_id << CLIENT_SHIFT
+        self._ids = itertools.count(self.last_id + 1)
+        self._function_ids = itertools.count(1)
+        self._functions: dict[int, execution._Function] = {}
+        self.notes = _Notes()
+        self._dropped = deque()
+        self.dropped = self._dropped.append
+        self._live: dict[int, _Task] = {}
+        self._history: deque[_Task] = deque(maxlen=HISTORY)
+        self._lock = threading.Lock()  # of the history
+
+    # -- tasks ------------------------------------------------------------------------------------------------
+
+    def learn(self, call: Callable[..., Any], options: dict[str, Any], extras: dict[str, Any]) -> int:
+        """A function that tasks may be submitted of; returns the id that they name it by."""
+        fn: int = next(self._function_ids)
+        self._functions[fn] = execution._Function(call, options, extras.get("retry_exceptions", False))
+        return fn
+
+    def submit(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        num_returns: int = 1,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+    ) -> ObjectRef | list[ObjectRef]:
+        """Runs a task of this function. Returns its refs, which are final.
+
+        Raises:
+            UnserializableError: an argument could not be sent to a worker.
+            KeyboardInterrupt: the stop button was pressed, or the task's code has raised it: the task is cancelled.
+        """
+        __tracebackhide__ = True  # IPython's debugger passes over this frame
+        # With options, so that plain arguments are packed as all others are.
+        return super().submit(fn, args, kwargs, label, options or {}, num_returns, named)
+
+    def submit_packed(
+        self,
+        kind: int,
+        fn: int,
+        payload: shared.Payload,
+        label: str,
+        options: dict[str, Any] | None,
+        num_returns: int = 1,
+        id: int | None = None,
+    ) -> ObjectRef | list[ObjectRef]:
+        """The same with arguments that are packed already. Of functions only: cells have `run_cell`."""
+        __tracebackhide__ = True
+        try:
+            data, buffers = shared.unpack(payload.head, payload.fd, writable=False)
+        finally:
+            payload.close()
+        deps = {ref.id: ref for ref in map(self.hold, (options or {}).get("deps", ()))}
+        task = _Task(self, self.new_ids(num_returns) if id is None else id, label, "function")
+        with task:
+            outcomes = self._broken(task, deps.values())
+            if outcomes is None:
+                arguments = functools.partial(_arguments, data, buffers, deps)
+                outcomes = self._run(task, self._functions[fn], arguments)
+        refs = self._refs(task, outcomes, num_returns)
+        return refs[0] if num_returns <= 1 else refs
+
+    def _run(self, task: _Task, function: execution._Function, arguments: Callable[[], Any]) -> list[_Outcome]:
+        """All attempts at a function task. Raises only what ends the cell or program that submits, too."""
+        __tracebackhide__ = True
+        most = function.options.get("max_retries", MAX_RETRIES)
+        num_returns = function.options.get("num_returns", 1)
+        while True:
+            try:
+                args, kwargs = arguments()
+                value = function.call(*args, **kwargs)
+                if inspect.iscoroutine(value):
+                    value = run_coroutine(value)
+            except BaseException as error:
+                if _is_stop(error):
+                    raise
+                if isinstance(error, SystemExit):
+                    return [_exited(task, error)]
+                if execution._wants_retry(function.retry_exceptions, error) and task.attempt < most:
+                    task.attempt += 1
+                    continue
+                return [_raised(task, error)]
+            try:
+                values = [value] if num_returns == 1 else execution._Worker._several(value, num_returns)
+                outcomes = [self._stored(each, "result") for each in values]
+            except Exception as error:
+                return [_raised(task, error)]
+            task.state = "completed"
+            return outcomes
+
+    def run_cell(
+        self,
+        label: str,
+        call: Callable[[], tuple[Sequence[Any], dict[str, Any]]],
+        num_returns: int = 1,
+        needs: Iterable[ObjectRef] = (),
+    ) -> list[ObjectRef]:
+        """A cell as a task. Its refs are final; those of a failed or cancelled one raise what `call` has raised.
+
+        Args:
+            call: runs the cell; returns its values, and the namespace that it ran in. Among the values a
+                `NameError` stands for a name that the cell was to assign, and has not.
+            needs: if one of these has failed, the cell fails in the same way, and is not run.
+        """
+        __tracebackhide__ = True
+        task = _Task(self, self.new_ids(num_returns), label, "cell")
+        with task:
+            outcomes = self._broken(task, needs)
+            if outcomes is None:
+                try:
+                    values, namespace = call()
+                except BaseException as error:
+                    outcomes = [_stopped(task, error) if _is_stop(error) else _raised(task, error)]
+                else:
+                    task.state = "completed"
+                    outcomes = [self._kept(task, value, namespace) for value in values]
+        return self._refs(task, outcomes, num_returns)
+
+    def _kept(self, task: _Task, value: Any, namespace: dict[str, Any]) -> _Outcome:
+        """One value of a cell. One that cannot be sent is an error for who gets it, not for the cell."""
+        try:
+            if isinstance(value, NameError):
+                raise value.with_traceback(None)
+            return self._stored(value, "the cell's value", to="the notebook", namespace=namespace)
+        except Exception as error:
+            return _error_outcome(error)
+
+    def _refs(self, task: _Task, outcomes: list[_Outcome], num_returns: int) -> list[ObjectRef]:
+        """The refs of a task that is over. One outcome, of a failure, is for all of them."""
+        self._forget_dropped()
+        refs = [ObjectRef(self, task.id + i, task.name) for i in range(max(1, num_returns))]
+        if len(outcomes) < len(refs):
+            outcomes = outcomes * len(refs)
+        for ref, outcome in zip(refs, outcomes, strict=True):
+            self._settle(ref, outcome)
+        return refs
+
+    def _settle(self, ref: ObjectRef, outcome: _Outcome) -> None:
+        ref._body = outcome  # type: ignore[assignment]  # a supervisor's are bytes; nobody but this client looks
+        ref._kind = outcome.kind
+
+    @staticmethod
+    def _broken(task: _Task, refs: Iterable[ObjectRef]) -> list[_Outcome] | None:
+        """The outcome of a task that is not run, since what it needs has failed."""
+        for ref in refs:
+            if ref._kind != Kind.RESULT:
+                outcome: Any = ref._body
+                cancelled = outcome.kind == Kind.FAILURE and from_json(outcome.body)["type"] == "cancelled"
+                task.state = "cancelled" if cancelled else "failed"
+                return [outcome]
+        return None
+
+    # -- values -----------------------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef:
+        """Keeps a copy of a value; returns its ref."""
+        outcome = self._stored(value, "value")
+        self._forget_dropped()
+        ref = ObjectRef(self, next(self._ids), "put")
+        self._settle(ref, outcome)
+        return ref
+
+    def _stored(
+        self, value: Any, root: str, to: str = "the kernel", namespace: dict[str, Any] | None = None
+    ) -> _Outcome:
+        found: list[ObjectRef] = []
+
+        def note(each: object) -> Any:
+            if type(each) is ObjectRef:
+                _refuse_foreign(self, each)
+                found.append(each)
+            return NotImplemented
+
+        data, buffers = serialize.dumps(value, root=root, to=to, reducers=note, namespace=namespace)
+        refs = dict(enumerate(found))
+        if refs:  # they travel as their places, and come back as themselves, also when this client is closed
+            places = {id(ref): place for place, ref in refs.items()}
+            data, buffers = serialize.dumps(value, root=root, to=to, known=places, namespace=namespace)
+        return _Outcome(Kind.RESULT, data, [bytes(buffer.raw()) for buffer in buffers], refs)
+
+    def value(
+        self,
+        ref: ObjectRef,
+        originals: Mapping[int, Any] | None = None,
+        namespace: dict[str, Any] | None = None,
+    ) -> Any:
+        """What a ref stands for: returns the value, or raises the task's error with the frames of its code.
+
+        Args:
+            namespace: what functions of a cell are bound to; default: the notebook's.
+        """
+        outcome: Any = ref._body
+        if outcome.kind == Kind.RESULT:
+            return outcome.load(writable=True, namespace=namespace or self.namespace)
+        error = self._error(outcome.kind, outcome.body, ref)
+        if outcome.error is None:
+            raise error
+        # A debugger that looks at what `get` has raised finds the place where the task's code has raised its own.
+        error.__cause__ = outcome.error.with_traceback(outcome.trace)
+        raise error.with_traceback(outcome.trace)
+
+    def hold(self, id: int) -> ObjectRef:
+        """The ref with this id, which has arrived inside a value."""
+        note = self.notes.get(id)
+        ref = note() if note is not None else None
+        if ref is None:
+            ref = ObjectRef(self, id)
+            self._settle(ref, _Outcome(Kind.FAILURE, to_json({"type": "lost", "object_id": show_id(id)})))
+        return ref
+
+    def contains(self, id: int, inside: Iterable[int]) -> None:
+        """A value holds the refs inside it."""
+
+    def _forget_dropped(self) -> None:
+        dropped, notes = self._dropped, self.notes
+        while dropped:
+            try:
+                note = dropped.popleft()
+            except IndexError:
+                return  # another thread was faster
+            if notes.get(note.id) is note:
+                notes.pop(note.id, None)
+
+    # -- waiting, which never takes long ----------------------------------------------------------------------
+
+    def wait(
+        self, refs: Sequence[Any], count: int | None = None, timeout: float | None = None, *, or_failed: bool = False
+    ) -> bool:
+        """Every ref that anybody holds is final."""
+        return True
+
+    def when_final(self, ref: ObjectRef, callback: Callable[[ObjectRef], None]) -> None:
+        """Calls `callback(ref)` at once, in this thread."""
+        try:
+            callback(ref)
+        except Exception:
+            traceback.print_exc()
+
+    def cancel(
+        self,
+        id: int,
+        *,
+        force: bool = False,
+        recursive: bool = True,
+        source: str = "user",
+        reason: str = "",
+        grace: float | None = None,
+    ) -> None:
+        """Nothing: what has a ref is over, and what runs is stopped by the stop button alone."""
+
+    def drain_events(self, timeout: float = 2.0) -> None:
+        """There are none: what a task writes goes straight to its place."""
+
+    # -- questions --------------------------------------------------------------------------------------------
+
+    def request(self, op: str, timeout: float | None = 30.0, **arguments: Any) -> Any:
+        """Answers as a supervisor would.
+
+        Raises:
+            NotImplementedError: a question that has no answer without one.
+        """
+        if op == "tasks":
+            return self._tasks(arguments.get("ids"))
+        if op == "status":
+            return self._status()
+        if op == "clear":
+            return self._clear(arguments.get("ids"))
+        if op == "warm":
+            return True
+        if op == "logs":
+            return None  # what a task wrote is where it wrote it
+        raise NotImplementedError(f"{op!r} needs a supervisor, and with local_mode=True there is none.")
+
+    def _tasks(self, wanted: Iterable[int] | None) -> dict[str, Any]:
+        with self._lock:
+            live = list(self._live.values())
+            shown = [*live, *self._history]
+        ids = None if wanted is None else set(wanted)
+        return {"tasks": [task.record() for task in shown if ids is None or task.id in ids], "live": len(live)}
+
+    def _status(self) -> dict[str, Any]:
+        self._forget_dropped()
+        total = self.settings["total"]
+        return {
+            "pid": os.getpid(),
+            "local_mode": True,
+            "total": total,
+            "available": total,
+            "live": len(self._live),
+            "queued": 0,
+            "objects": len(self.notes),
+            "history": len(self._history),
+            "workers": [],
+            "idle": 0,
+            "zygote": None,
+        }
+
+    def _clear(self, wanted: Iterable[int] | None) -> int:
+        ids = None if wanted is None else set(wanted)
+        with self._lock:
+            before = len(self._history)
+            kept = [task for task in self._history if ids is not None and task.id not in ids]
+            self._history.clear()
+            self._history.extend(kept)
+            return before - len(kept)
+
+    def _ended(self, task: _Task) -> None:
+        with self._lock:
+            self._live.pop(task.id, None)
+            self._history.append(task)
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Takes no more tasks. May be called twice, also by a task."""
+        self.closed = True
+
+    hang_up = close
+
+    def forget(self) -> None:
+        """A forked child goes on in place; the lock may be held by a thread that did not come along."""
+        self._lock = threading.Lock()
+        self.settings["pid"] = os.getpid()
+
+    def _send(self, data: bytes, fds: Iterable[int] = ()) -> None:
+        raise NotImplementedError("With local_mode=True nothing is sent.")
+
+
+def _arguments(
+    data: bytes | memoryview, buffers: list[memoryview], deps: Mapping[int, ObjectRef]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of one attempt, of its own: with values in the place of refs, and arrays that are read-only."""
+    args, kwargs = serialize.loads(data, buffers)
+    if deps:
+        args = tuple(_resolved(arg, deps) for arg in args)
+        kwargs = {name: _resolved(arg, deps) for name, arg in kwargs.items()}
+    return args, kwargs
+
+
+def _resolved(arg: Any, deps: Mapping[int, ObjectRef]) -> Any:
+    if type(arg) is not Dependency:
+        return arg
+    outcome: Any = deps[arg.id]._body
+    return outcome.load(writable=False)
+
+
+# -- ends that are no values ------------------------------------------------------------------------------------
+
+
+def _is_stop(error: BaseException) -> bool:
+    """The user wants all of it to stop: by the stop button, or by `q` in the debugger."""
+    bdb = sys.modules.get("bdb")
+    return isinstance(error, KeyboardInterrupt) or (bdb is not None and isinstance(error, bdb.BdbQuit))
+
+
+def _raised(task: _Task, error: BaseException) -> _Outcome:
+    task.state = "failed"
+    return _error_outcome(error)
+
+
+def _error_outcome(error: BaseException) -> _Outcome:
+    # As a worker packs it: so `get` raises what it would raise there, also for an error that cannot be sent.
+    info = (type(error), error, error.__traceback__)
+    frame = execution._Worker._error_frame(None, 0, info, flags=0)  # type: ignore[arg-type]  # it looks at no worker
+    return _Outcome(Kind.ERROR, frame[HEADER_SIZE:], error=error, trace=_without_our_frames(error))
+
+
+def _exited(task: _Task, error: SystemExit) -> _Outcome:
+    """`sys.exit` in a function ends its worker; there is none, so it only says so."""
+    task.state = "crashed"
+    code = error.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    return _failure(task, error, {"type": "crashed", "exit_code": (code or 0) & 0xFF, "signal_name": None})
+
+
+def _stopped(task: _Task, error: BaseException) -> _Outcome:
+    task.state = "cancelled"
+    how = {"source": "interrupt", "rung": "interrupt", "reason": "", "seconds": 0.0}
+    return _failure(task, error, {"type": "cancelled", **how})
+
+
+def _failure(task: _Task, error: BaseException, record: dict[str, Any]) -> _Outcome:
+    body = to_json({**record, "task_id": show_id(task.id), "name": task.name})
+    return _Outcome(Kind.FAILURE, body, error=error, trace=_without_our_frames(error))
+
+
+def _without_our_frames(error: BaseException) -> TracebackType | None:
+    """A debugger then begins in the user's code, and not in what has called it."""
+    return execution._own_frames_dropped(error.__traceback__)
+
+
+@contextlib.contextmanager
+def values_for_refs(ids: Iterable[int]) -> Iterator[None]:
+    """In this `with` runs a cell in which the values with these ids took the place of refs: see `get`."""
+    token = _replaced.set(frozenset(ids))
+    try:
+        yield
+    finally:
+        _replaced.reset(token)
+
+
+# -- async functions --------------------------------------------------------------------------------------------
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Runs it to its end in this thread, also below a running event loop (a notebook's), which stands still meanwhile.
+
+    In this thread and not in another, so that a debugger's prompt and the stop button reach it.
+    """
+    import asyncio
+
+    outer = asyncio._get_running_loop()
+    if outer is None:
+        return asyncio.run(coroutine)
+    task = asyncio.current_task(outer)
+    if task is not None:
+        asyncio.tasks._leave_task(outer, task)
+    asyncio._set_running_loop(None)
+    try:
+        return asyncio.run(coroutine)
+    finally:
+        asyncio._set_running_loop(outer)
+        asyncio.set_event_loop(outer)  # asyncio.run leaves none
+        if task is not None:
+            asyncio.tasks._enter_task(outer, task)

@@ -1,0 +1,1051 @@
+"""Ambient state: what a cell reads of its process without naming it. It follows the kernel; after a task it is undone.
+
+    kernel   start = base(ip)                            at the session's start: what a fresh worker has
+             sent = difference(start, take(ip))          at each launch; empty if nothing was changed
+    worker   before = take(ip);  notes = apply(sent, ip)
+             started = take(ip);  ... the cell runs ...
+             home = difference(started, take(ip))        with `--wait -o '*'`; the kernel does apply(home, ip)
+             restore(before, ip)                         always
+
+A state is plain: `{part: {key: value}}`. Environment, working directory and `sys.path`, which workers inherit, are said
+whole. Every other part says only what is not the default, so that `{}` is right for a fresh worker, for a library that
+is not imported, and for one that was imported by the cell. One algorithm serves all parts; `_PARTS` is the table.
+
+**Libraries that are not here yet.** Nothing is imported to read or to set its options: they wait, count as set, and are
+put in place when the library is imported (`_Finder`).
+
+**Values.** Those of magics, formatters and options may be the notebook's functions, so a difference travels in the
+pickle that carries the notebook's names. Categories of warnings go by name: filtering one must not import its library.
+
+Thread: any, but no two of these calls at a time; workers and kernels use their main thread. Must not import IPython,
+numpy, pandas or matplotlib, and must not know what a task is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jupyter_tasks.wire.frames import SESSION_MARK
+
+__all__ = [
+    "Difference",
+    "State",
+    "apply",
+    "base",
+    "carried",
+    "difference",
+    "leave_out",
+    "random_state",
+    "reseed",
+    "restore",
+    "set_random_state",
+    "take",
+]
+
+State = dict[str, dict[Any, Any]]
+# For each part that differs: what to set, and what to put back to its default (or remove).
+Difference = dict[str, tuple[dict[Any, Any], list[Any]]]
+
+_OMIT = object()  # from a part's `pack`: this value does not travel
+
+
+def _as_it_is(key: Any, old: Any, new: Any) -> Any:
+    return new
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One kind of ambient state. `read`, `put` and `drop` may raise: the rest goes on, and one sentence says it."""
+
+    name: str
+    title: str  # of one key, for notes
+    read: Callable[[Any], dict[Any, Any]]
+    put: Callable[[Any, Any, Any], object]  # key, value, shell
+    drop: Callable[[Any, Any], object] | Mapping[Any, Any]  # key, shell: back to the default; or the defaults
+    library: str | None = None  # a module that must be there; until then values wait
+    shell: bool = False  # only with IPython
+    inherited: bool = False  # a worker begins with what the kernel had
+    pack: Callable[[Any, Any, Any], Any] = _as_it_is  # what travels; key, old value, new value
+
+    def now(self, ip: Any) -> dict[Any, Any]:
+        if self.library is not None and not _is_here(self.library):
+            return dict(_waiting.get(self.name, {}))
+        return self.read(ip)
+
+    def write(self, changed: Mapping[Any, Any], gone: list[Any], ip: Any, is_here: bool = False) -> list[str]:
+        if self.library is not None and not is_here and not _is_here(self.library):
+            _wait(self, changed, gone, ip)
+            return []
+        notes = []
+        for key in [*gone, *changed]:
+            try:
+                if key in changed:
+                    self.put(key, changed[key], ip)
+                elif isinstance(self.drop, Mapping):
+                    self.put(key, self.drop[key], ip)
+                else:
+                    self.drop(key, ip)
+            except (Exception, SystemExit) as error:
+                said = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": .")
+                notes.append(f"{self._of(key)} could not be taken over: {said}.")
+        return notes
+
+    def _of(self, key: Any) -> str:
+        shown = ".".join(str(getattr(each, "__name__", each)) for each in (key if isinstance(key, tuple) else (key,)))
+        return self.title.format(os.fsdecode(key) if isinstance(key, bytes) else shown)
+
+
+def take(ip: Any = None) -> State:
+    """What holds now in this process. `ip` is the InteractiveShell, if there is one.
+
+    Costs 0.1 ms with numpy, pandas and matplotlib imported. Never raises: a part that cannot be read is left out.
+    """
+    state: State = {}
+    for part in _PARTS:
+        if part.shell and ip is None:
+            continue
+        try:
+            state[part.name] = part.now(ip)
+        except Exception:
+            continue  # somebody replaced what it looks at; it cannot follow then
+    return state
+
+
+def base(ip: Any = None) -> State:
+    """What a worker begins with, if the session starts now. For the kernel, which keeps it as long as the session."""
+    state = take(ip)  # the whole, because it also remembers how tables looked
+    state = {part.name: state.get(part.name, {}) if part.inherited else {} for part in _PARTS if part.name in state}
+    if type(ip).__name__ == "ZMQInteractiveShell":
+        # The worker's shell sets these anew, over what it has inherited. In another shell than ipykernel's they are
+        # different without the user's doing.
+        state["environ"].update((_raw(name), _raw(value)) for name, value in _SET_BY_THE_SHELL.items())
+    return state
+
+
+def difference(before: State, after: State) -> Difference:
+    """What leads from one state to the other. Empty if they are the same.
+
+    To be pickled with `serialize.dumps`, since it may hold functions and classes of the notebook (`carried`). Keys and
+    values that make the pickling fail are found by `leave_out`.
+    """
+    found: Difference = {}
+    for part in _PARTS:
+        if part.name not in before or part.name not in after:
+            continue
+        old = before[part.name]
+        changed, gone = _steps(old, after[part.name])
+        changed = {key: part.pack(key, old.get(key), value) for key, value in changed.items()}
+        changed = {key: value for key, value in changed.items() if value is not _OMIT}
+        gone = [key for key in gone if part.pack(key, old[key], None) is not _OMIT]
+        if changed or gone:
+            found[part.name] = changed, gone
+    return found
+
+
+def apply(sent: Difference, ip: Any = None) -> list[str]:
+    """Does a difference to this process. Returns a sentence for each thing that could not be done; never raises."""
+    notes: list[str] = []
+    for part in _PARTS:
+        if part.name in sent and (ip is not None or not part.shell):
+            notes += part.write(*sent[part.name], ip)
+    return notes
+
+
+def restore(before: State, ip: Any = None) -> None:
+    """Puts this process back to an earlier state of its own. Costs what `take` costs if nothing was changed.
+
+    What cannot be put back stays: a working directory that is gone, an extension that has no way to be unloaded.
+    """
+    _heal(ip)
+    for part in _PARTS:
+        if part.name not in before or (part.shell and ip is None):
+            continue
+        try:
+            # Read only now: an earlier part may have changed it (an extension's settings, filters of an import).
+            changed, gone = _steps(part.now(ip), before[part.name] | _KEPT.get(part.name, {}))
+            if changed or gone:
+                part.write(changed, gone, ip)
+        except Exception:
+            continue
+
+
+def carried(sent: Difference) -> list[Any]:
+    """Functions, classes and instances of the notebook in a difference: the names they read must come along."""
+    held = [each for changed, _ in sent.values() for pair in changed.items() for each in pair]
+    inner = [part for each in held for part in (each if isinstance(each, tuple) else (each,))]
+    return [each for each in inner if _is_notebooks(each)]
+
+
+def leave_out(sent: Difference, goes: Callable[[Any, str], bool]) -> Difference:
+    """The difference without what cannot be sent. `goes` gets a value, and what to call it, and tries."""
+    left: Difference = {}
+    for part in _PARTS:
+        if part.name not in sent:
+            continue
+        changed, gone = sent[part.name]
+        left[part.name] = {k: v for k, v in changed.items() if goes((k, v), part._of(k))}, gone
+    return {name: steps for name, steps in left.items() if any(steps)}
+
+
+def _steps(old: dict[Any, Any], new: dict[Any, Any]) -> tuple[dict[Any, Any], list[Any]]:
+    try:
+        if old == new:
+            return {}, []
+    except Exception:
+        pass  # a value compares as arrays do
+    missing = object()
+    changed = {key: value for key, value in new.items() if not _same(old.get(key, missing), value)}
+    return changed, [key for key in old if key not in new]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:
+        return False
+
+
+# --- Random numbers ---------------------------------------------------------------------------------------
+
+
+def random_state() -> dict[str, Any]:
+    """The state of `random` and `np.random`, of each that is imported."""
+    state: dict[str, Any] = {}
+    if _is_here("random"):
+        state["random"] = sys.modules["random"].getstate()
+    if _is_here("numpy.random"):
+        state["numpy"] = sys.modules["numpy.random"].get_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Goes on where `random_state` was called. Imports numpy if the state has it: the next number shall be the same."""
+    if "random" in state:
+        import random
+
+        random.setstate(state["random"])
+    if "numpy" in state:
+        import importlib
+
+        importlib.import_module("numpy.random").set_state(state["numpy"])
+
+
+def reseed() -> None:
+    """New entropy. Forked workers would all draw the same numbers; numpy imported later seeds itself."""
+    if _is_here("random"):
+        sys.modules["random"].seed()
+    if _is_here("numpy.random"):
+        try:
+            # With the entropy given it takes 15 us, without 300.
+            sys.modules["numpy.random"].seed(list(memoryview(os.urandom(32)).cast("I")))
+        except TypeError:
+            pass  # the user has put another generator in its place
+
+
+# --- Libraries that are not imported yet ------------------------------------------------------------------
+
+_waiting: dict[str, dict[Any, Any]] = {}  # by part, never empty dicts
+_waiting_shell: Any = None
+
+
+def _is_here(name: str) -> bool:
+    """Imported to the end: another thread may be in the middle of it."""
+    module = sys.modules.get(name)
+    return module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False)
+
+
+def _wait(part: _Part, changed: Mapping[Any, Any], gone: list[Any], ip: Any) -> None:
+    global _waiting_shell
+    waiting = {**_waiting.pop(part.name, {}), **changed}
+    for key in gone:
+        waiting.pop(key, None)
+    if waiting:
+        _waiting[part.name] = waiting
+    _waiting_shell = ip
+    _watch()
+
+
+def _watch() -> None:
+    if _waiting and _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    elif not _waiting and _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)
+
+
+class _Finder:
+    """On `sys.meta_path` while something waits. Finds nothing itself, but hears of the import and calls after it."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        parts = [part for part in _PARTS if part.library == name and part.name in _waiting]
+        if not parts:
+            return None
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
+        loader: Any = getattr(spec, "loader", None)
+        if loader is None:
+            return spec
+        execute = loader.exec_module
+
+        def execute_and_set(module: types.ModuleType) -> None:
+            del loader.exec_module
+            execute(module)
+            for part in parts:
+                part.write(_waiting.pop(part.name, {}), [], _waiting_shell, is_here=True)
+            _watch()
+
+        try:
+            loader.exec_module = execute_and_set
+        except AttributeError:
+            pass  # a loader that is a class, for all modules (built-in, frozen): none of ours
+        return spec
+
+
+_finder: Any = _Finder()
+
+
+class _Remembered:
+    """A view of tables that seldom change, made anew only when they have: comparing 100 entries takes 1 us."""
+
+    def __init__(self, view: Callable[..., Any]) -> None:
+        self._view = view
+        self._tables: list[Any] | None = None
+        self._seen: Any = None
+
+    def __call__(self, *tables: Any) -> Any:
+        if self._tables is None or any(map(_differ, self._tables, tables)) or len(tables) != len(self._tables):
+            self._tables = [_copy(table) for table in tables]
+            self._seen = self._view(*self._tables)
+        return self._seen
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return bool(one != other)
+    except Exception:
+        return True
+
+
+def _copy(value: Any) -> Any:
+    """So that a change in place is seen, and does not reach the snapshot."""
+    if type(value) is dict:
+        return {key: _copy(each) for key, each in value.items()}
+    return value.copy() if type(value) in (list, set) else value
+
+
+# --- The process ------------------------------------------------------------------------------------------
+
+# As ipykernel, the worker's shell sets them when it is made.
+# fmt: off
+_SET_BY_THE_SHELL = {
+    "TERM": "xterm-color", "CLICOLOR": "1", "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1",
+    "PAGER": "cat", "GIT_PAGER": "cat",
+}
+# fmt: on
+
+
+def _raw(text: str) -> Any:
+    return os.fsencode(text) if os.supports_bytes_environ else text
+
+
+def _read_environ(ip: Any) -> dict[Any, Any]:
+    held = getattr(os.environ, "_data", None)  # decoding all of it would take 40 us
+    return dict(held) if held is not None else dict(os.environ)
+
+
+def _put_environ(name: Any, value: Any, ip: Any) -> None:
+    os.environ[os.fsdecode(name)] = os.fsdecode(value)
+
+
+def _drop_environ(name: Any, ip: Any) -> None:
+    os.environ.pop(os.fsdecode(name), None)
+
+
+def _pack_environ(name: Any, old: Any, new: Any) -> Any:
+    return _OMIT if os.fsdecode(name) == SESSION_MARK else new  # each process keeps its own
+
+
+def _read_cwd(ip: Any) -> dict[Any, Any]:
+    try:
+        return {"cwd": os.getcwd()}
+    except OSError:
+        return {}  # it was deleted
+
+
+def _put_cwd(key: Any, value: str, ip: Any) -> None:
+    os.chdir(value)
+
+
+def _stay(key: Any, ip: Any) -> None:
+    """The kernel's directory was deleted, or nobody knows where the earlier one was."""
+
+
+def _read_path(ip: Any) -> dict[Any, Any]:
+    # A worker has got an absolute path in the place of "", which is the working directory at that time.
+    return {"path": (tuple(sys.path), _read_cwd(ip).get("cwd") if "" in sys.path else None, None)}
+
+
+def _pack_path(key: Any, old: Any, new: Any) -> Any:
+    return (*new[:2], old[0]) if old and new else new
+
+
+def _put_path(key: Any, value: Any, ip: Any) -> None:
+    entries, _, was = value
+    back: dict[Any, Any] = {}
+    if was is not None and len(was) == len(sys.path):  # from a worker: "" comes home as ""
+        back = {theirs: own for theirs, own in zip(was, sys.path, strict=True) if own == ""}
+    sys.path[:] = [back.get(entry, entry) for entry in entries]
+
+
+_INTERPRETER = {"recursionlimit": 1000, "int_max_str_digits": 4300}  # the latter is not in every Python 3.10
+
+
+def _read_interpreter(ip: Any) -> dict[Any, Any]:
+    now = {name: getattr(sys, f"get{name}", None) or getattr(sys, f"get_{name}", None) for name in _INTERPRETER}
+    return {name: value for name, get in now.items() if get is not None and (value := get()) != _INTERPRETER[name]}
+
+
+def _put_interpreter(name: Any, value: Any, ip: Any) -> None:
+    put = getattr(sys, f"set{name}", None) or getattr(sys, f"set_{name}")
+    put(value)
+
+
+# --- Warnings ---------------------------------------------------------------------------------------------
+
+
+class _ByName(type):
+    """The category of a filter whose library is not imported: stands for the class of that place."""
+
+    place: tuple[str, str]
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        return any((each.__module__, each.__qualname__) == cls.place for each in other.__mro__)
+
+
+def _plain_filter(entry: Any) -> Any:
+    action, message, category, module, line = entry
+    return action, _plain_pattern(message), _plain_category(category), _plain_pattern(module), line
+
+
+def _plain_pattern(pattern: Any) -> Any:
+    return (pattern.pattern, pattern.flags) if isinstance(pattern, re.Pattern) else pattern
+
+
+def _plain_category(category: Any) -> Any:
+    if isinstance(category, _ByName):
+        return category.place
+    place = category.__module__, category.__qualname__
+    return place if _class_at(*place) is category else category
+
+
+def _class_at(module: str, name: str) -> Any:
+    if module == "__main__":  # that of the other process is another one
+        return None
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _real_filter(entry: Any) -> Any:
+    action, message, category, module, line = entry
+    if isinstance(category, tuple):
+        found = _class_at(*category)
+        category = found if isinstance(found, type) else _ByName(category[1], (), {"place": category})
+    return action, _real_pattern(message), category, _real_pattern(module), line
+
+
+def _real_pattern(pattern: Any) -> Any:
+    return re.compile(*pattern) if isinstance(pattern, tuple) else pattern
+
+
+# Python's own, without -W.
+_FIRST_FILTERS: list[Any] = [
+    ("default", None, DeprecationWarning, "__main__", 0),
+    *(("ignore", None, kind, None, 0) for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning)),
+    ("ignore", None, ResourceWarning, None, 0),
+]
+_FIRST_PLAIN = tuple(map(_plain_filter, _FIRST_FILTERS))
+_NUMPYS = ("ndarray", "ufunc", "dtype")
+_TEXT = re.compile("", re.IGNORECASE).flags
+# Added by ipykernel, IPython and numpy when they are imported or start: nobody's wish, and in the worker likewise.
+_FAMILIAR = {
+    ("ignore", (".*Trio's signal handling code might have collided.*", _TEXT), ("builtins", "RuntimeWarning"), None, 0),
+    ("error", None, ("IPython.core.completer", "ProvisionalCompleterWarning"), None, 0),
+    ("default", None, ("builtins", "DeprecationWarning"), ("__main__", re.compile("").flags), 0),
+    *(("ignore", (f"numpy.{it} size changed", _TEXT), ("builtins", "Warning"), None, 0) for it in _NUMPYS),
+    ("always", None, ("numpy.exceptions", "RankWarning"), None, 0),
+    ("always", None, ("numpy", "RankWarning"), None, 0),
+}  # fmt: skip
+
+
+@_Remembered
+def _changed_filters(filters: list[Any]) -> dict[Any, Any]:
+    plain = tuple(map(_plain_filter, filters))
+    if tuple(each for each in plain if each not in _FAMILIAR) == _FIRST_PLAIN and not sys.warnoptions:
+        return {}
+    return {"filters": plain}
+
+
+def _read_warnings(ip: Any) -> dict[Any, Any]:
+    seen: dict[Any, Any] = _changed_filters(warnings.filters)
+    return seen
+
+
+def _put_warnings(key: Any, value: Any, ip: Any) -> None:
+    _set_filters([_real_filter(entry) for entry in value])
+
+
+def _drop_warnings(key: Any, ip: Any) -> None:
+    kept = [entry for entry in warnings.filters if _plain_filter(entry) in _FAMILIAR]
+    _set_filters(kept + _FIRST_FILTERS)
+
+
+def _set_filters(entries: list[Any]) -> None:
+    warnings.resetwarnings()  # tells the modules' registries of what was shown once that filters have changed
+    filters: Any = warnings.filters
+    filters[:] = entries
+
+
+# --- Logging ----------------------------------------------------------------------------------------------
+
+
+def _read_logging(ip: Any) -> dict[Any, Any]:
+    root = sys.modules["logging"].root
+    found = {"level": root.level, "disable": root.manager.disable, "handlers": tuple(root.handlers)}
+    return {key: value for key, value in found.items() if value != _LOGGING[key]}
+
+
+_LOGGING = {"level": 30, "disable": 0, "handlers": ()}
+
+
+def _put_logging(key: Any, value: Any, ip: Any) -> None:
+    logging = sys.modules["logging"]
+    if key == "level":
+        logging.root.setLevel(value)
+    elif key == "disable":
+        logging.disable(value)
+    elif value and isinstance(value[0], tuple):
+        mine = [handler for handler in logging.root.handlers if _plain_handler(handler) is None]
+        logging.root.handlers[:] = [*mine, *map(_real_handler, value)]
+    else:
+        logging.root.handlers[:] = value
+
+
+def _pack_logging(key: Any, old: Any, new: Any) -> Any:
+    """Handlers as `logging.basicConfig` makes them are made again; files, sockets and the like stay where they are."""
+    if key != "handlers":
+        return new
+    plain_old, plain_new = (tuple(filter(None, map(_plain_handler, handlers or ()))) for handlers in (old, new))
+    return _OMIT if plain_new == plain_old or not plain_new else plain_new
+
+
+def _plain_handler(handler: Any) -> Any:
+    logging = sys.modules["logging"]
+    formatter = handler.formatter
+    if type(handler) is not logging.StreamHandler or type(formatter) not in (logging.Formatter, type(None)):
+        return None
+    stream = next((name for name in ("stderr", "stdout") if handler.stream is getattr(sys, name)), None)
+    if stream is None:
+        return None
+    if formatter is None:
+        return stream, handler.level, None
+    styles = {kind[0]: letter for letter, kind in logging._STYLES.items()}
+    return stream, handler.level, (formatter._fmt, formatter.datefmt, styles.get(type(formatter._style), "%"))
+
+
+def _real_handler(plain: Any) -> Any:
+    logging = sys.modules["logging"]
+    stream, level, form = plain
+    handler = logging.StreamHandler(getattr(sys, stream))
+    handler.setLevel(level)
+    if form is not None:
+        handler.setFormatter(logging.Formatter(*form))
+    return handler
+
+
+# --- decimal, numpy, pandas, matplotlib -------------------------------------------------------------------
+
+# fmt: off
+_DECIMAL: dict[str, Any] = {
+    "prec": 28, "rounding": "ROUND_HALF_EVEN", "Emin": -999999, "Emax": 999999, "capitals": 1, "clamp": 0,
+    "traps": frozenset({"InvalidOperation", "DivisionByZero", "Overflow"}),
+}
+# fmt: on
+
+
+def _read_decimal(ip: Any) -> dict[Any, Any]:
+    context = sys.modules["decimal"].getcontext()
+    now = {name: getattr(context, name) for name in _DECIMAL}
+    now["traps"] = frozenset(signal.__name__ for signal, on in now["traps"].items() if on)
+    return {name: value for name, value in now.items() if value != _DECIMAL[name]}
+
+
+def _put_decimal(key: Any, value: Any, ip: Any) -> None:
+    context = sys.modules["decimal"].getcontext()
+    if key != "traps":
+        setattr(context, key, value)
+        return
+    for signal in context.traps:
+        context.traps[signal] = signal.__name__ in value
+
+
+# fmt: off
+_NUMPY: dict[str, Any] = {
+    "edgeitems": 3, "threshold": 1000, "floatmode": "maxprec", "precision": 8, "suppress": False, "linewidth": 75,
+    "nanstr": "nan", "infstr": "inf", "sign": "-", "formatter": None, "legacy": False, "override_repr": None,
+    "errors": {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"},
+}
+# fmt: on
+
+
+def _read_numpy(ip: Any) -> dict[Any, Any]:
+    numpy = sys.modules["numpy"]
+    now = {**numpy.get_printoptions(), "errors": numpy.geterr()}
+    return {name: _copy(value) for name, value in now.items() if name in _NUMPY and value != _NUMPY[name]}
+
+
+def _put_numpy(name: Any, value: Any, ip: Any) -> None:
+    numpy = sys.modules["numpy"]
+    if name == "errors":
+        numpy.seterr(**value)
+    else:  # all of them: set_printoptions puts those that are not said back to None
+        numpy.set_printoptions(**{**numpy.get_printoptions(), name: value})
+
+
+def _read_pandas(ip: Any) -> dict[Any, Any]:
+    # What `pandas.get_option` reads, too; that takes 5 us for each of them.
+    return dict(_changed_options(sys.modules["pandas._config.config"]._global_config))
+
+
+@_Remembered
+def _changed_options(config: dict[str, Any]) -> dict[Any, Any]:
+    known = sys.modules["pandas._config.config"]._registered_options
+    found: dict[Any, Any] = {}
+    groups: list[tuple[str, dict[str, Any]]] = [("", config)]
+    for prefix, group in groups:
+        for name, value in group.items():
+            key = prefix + name
+            if key not in known:
+                groups.append((f"{key}.", value))
+            elif not _same(value, known[key].defval):
+                found[key] = value
+    return found
+
+
+def _put_pandas(key: Any, value: Any, ip: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a deprecated option has warned where it was set
+        sys.modules["pandas"].set_option(key, value)
+
+
+def _drop_pandas(key: Any, ip: Any) -> None:
+    known = sys.modules["pandas._config.config"]._registered_options
+    _put_pandas(key, known[key].defval, ip)
+
+
+_OWN_RC = ("backend", "backend_fallback", "interactive")  # parts of their own; the second goes with the first
+_first_rc: dict[str, Any] = {}  # what the import gave
+
+
+def _first() -> dict[str, Any]:
+    if not _first_rc:
+        matplotlib = sys.modules["matplotlib"]
+        # A copy: its lists are those of rcParams itself, and `rcParams["font.sans-serif"].insert(0, ...)` changes both.
+        _first_rc.update(_copy(dict(dict.items(matplotlib.rcParamsOrig))))
+    return _first_rc
+
+
+def _read_rc(ip: Any) -> dict[Any, Any]:
+    # Past rcParams' own ways to read: they find a backend for those who ask.
+    return dict(_changed_rc(dict(dict.items(sys.modules["matplotlib"].rcParams))))
+
+
+@_Remembered
+def _changed_rc(now: dict[str, Any]) -> dict[Any, Any]:
+    first = _first()
+    return {key: value for key, value in now.items() if key not in _OWN_RC and not _same(value, first.get(key))}
+
+
+def _put_rc(key: Any, value: Any, ip: Any) -> None:
+    rc = sys.modules["matplotlib"].rcParams
+    if not dict.__contains__(rc, key):
+        raise KeyError(f"matplotlib has no rcParams[{key!r}]")
+    dict.__setitem__(rc, key, _copy(value))  # it was checked where it was set
+
+
+def _drop_rc(key: Any, ip: Any) -> None:
+    _put_rc(key, _first()[key], ip)
+
+
+_INLINE_MODULE = "matplotlib_inline.backend_inline"
+_FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}  # they need no window and no widget
+
+
+def _read_backend(ip: Any) -> dict[Any, Any]:
+    name = dict.get(sys.modules["matplotlib"].rcParams, "backend")
+    if not isinstance(name, str) or name in ("inline", f"module://{_INLINE_MODULE}"):  # or nobody has asked for one yet
+        return {}
+    return {"backend": name}
+
+
+def _put_backend(key: Any, value: Any, ip: Any) -> None:
+    sys.modules["matplotlib"].use(value)
+
+
+def _drop_backend(key: Any, ip: Any) -> None:
+    sys.modules["matplotlib"].use(os.environ.get("MPLBACKEND") or f"module://{_INLINE_MODULE}")
+
+
+def _pack_backend(key: Any, old: Any, new: Any) -> Any:
+    return new if (new or old).lower() in _FILE_BACKENDS else _OMIT
+
+
+def _read_interactive(ip: Any) -> dict[Any, Any]:
+    # The inline backend turns it on when it joins the shell; then it is off only after plt.ioff().
+    on = dict.get(sys.modules["matplotlib"].rcParams, "interactive")
+    return {} if on or not _has_joined(ip) else {"interactive": False}
+
+
+def _put_interactive(key: Any, value: Any, ip: Any) -> None:
+    if not _has_joined(ip):
+        sys.modules[_INLINE_MODULE]._enable_matplotlib_integration()
+    sys.modules["matplotlib"].interactive(value)
+
+
+def _has_joined(ip: Any) -> bool:
+    flush = sys.modules[_INLINE_MODULE].flush_figures
+    return flush in ip.events.callbacks["post_execute"]
+
+
+# fmt: off
+_INLINE: dict[str, Any] = {
+    "close_figures": True, "figure_formats": {"png"}, "print_figure_kwargs": {"bbox_inches": "tight"}, "rc": {},
+}
+# fmt: on
+
+
+def _read_inline(ip: Any) -> dict[Any, Any]:
+    cls = sys.modules["matplotlib_inline.config"].InlineBackend
+    if not cls.initialized():
+        configured = ip.config.get("InlineBackend", {})  # of the profile
+        return {name: value for name, value in _copy(dict(configured)).items() if name in _INLINE and _is_plain(value)}
+    _remember_traits(cls, _INLINE)
+    return _deviating(cls.instance(), _INLINE)
+
+
+def _put_inline(name: Any, value: Any, ip: Any) -> None:
+    setattr(sys.modules["matplotlib_inline.config"].InlineBackend.instance(parent=ip), name, _copy(value))
+
+
+# --- Settings of IPython ----------------------------------------------------------------------------------
+
+# fmt: off
+_SHELL = {
+    "ast_node_interactivity": "last_expr", "autoawait": True, "autocall": 0, "colors": "neutral",
+    "object_info_string_level": 0, "show_rewritten_input": True, "sphinxify_docstring": False,
+}
+_PLAIN_TEXT: dict[str, Any] = {
+    "float_precision": "", "max_seq_length": 1000, "max_width": 79, "newline": "\n", "pprint": True, "verbose": False,
+}
+# fmt: on
+_NOT_OTHERS = ("IPython.", "ipykernel.", "comm.", "traitlets.", "matplotlib_inline.", "jupyter_tasks.", "__main__.")
+
+_defaults: dict[type, dict[str, Any]] = {}
+_descriptors: dict[tuple[type, str], Any] = {}  # traits, by the class that has them
+
+
+def _configured(ip: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The objects whose settings count, and the defaults of these."""
+    found: dict[str, tuple[Any, dict[str, Any]]] = {
+        "InteractiveShell": (ip, _shell_defaults(ip)),
+        "MagicsManager": (ip.magics_manager, {"auto_magic": True}),
+        "InteractiveTB": (ip.InteractiveTB, {"mode": "Context"}),
+    }
+    for mime, formatter in ip.display_formatter.formatters.items():
+        found[mime] = formatter, _PLAIN_TEXT if mime == "text/plain" else {"enabled": True}
+    for each in ip.configurables:  # of extensions, such as SqlMagic
+        cls = type(each)
+        if not f"{cls.__module__}.".startswith(_NOT_OTHERS):
+            if cls not in _defaults:
+                _defaults[cls] = {name: each.trait_defaults(name) for name in each.trait_names(config=True)}
+            found[cls.__name__] = each, _defaults[cls]
+    return found
+
+
+def _shell_defaults(ip: Any) -> dict[str, Any]:
+    cls = type(ip)
+    if cls not in _defaults:
+        # Not all versions have all of them, and some spell the colours differently. A class attribute that the user
+        # has assigned has replaced the trait: then ours is the default.
+        _defaults[cls] = {
+            name: getattr(getattr(cls, name), "default_value", default)
+            for name, default in _SHELL.items()
+            if hasattr(cls, name)
+        }
+        _remember_traits(cls, _SHELL)
+        for formatter in ip.display_formatter.formatters.values():
+            _remember_traits(type(formatter), {**_PLAIN_TEXT, "enabled": True})
+    return _defaults[cls]
+
+
+def _remember_traits(cls: type, names: Mapping[str, Any]) -> None:
+    for owner in cls.__mro__:
+        for name in names.keys() & vars(owner).keys():
+            if hasattr(vars(owner)[name], "default_value"):
+                _descriptors.setdefault((owner, name), vars(owner)[name])
+
+
+def _heal(ip: Any) -> None:
+    """`InteractiveShell.ast_node_interactivity = 'all'` replaces the trait: puts it back into its class."""
+    for (owner, name), descriptor in _descriptors.items():
+        if vars(owner).get(name) is not descriptor:
+            setattr(owner, name, descriptor)
+            if isinstance(ip, owner):
+                vars(ip).pop(name, None)  # assigned while there was no trait; it would win over the class next time
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | None | list | dict | set | tuple)
+
+
+def _deviating(owner: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, default in defaults.items():
+        value = getattr(owner, name)
+        if value is not default and value != default and _is_plain(value):
+            found[name] = _copy(value)
+    return found
+
+
+def _read_settings(ip: Any) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for label, (owner, defaults) in _configured(ip).items():
+        for name, value in _deviating(owner, defaults).items():
+            found[label, name] = value
+    return found
+
+
+def _put_settings(key: Any, value: Any, ip: Any) -> None:
+    label, name = key
+    owner = _configured(ip)[label][0]
+    if label == "InteractiveTB":
+        owner.set_mode(value)
+        return
+    numpy = sys.modules.get("numpy") if name == "float_precision" else None
+    precision = numpy.get_printoptions()["precision"] if numpy is not None else None
+    setattr(owner, name, _copy(value))
+    if numpy is not None:
+        _put_numpy("precision", precision, ip)  # %precision sets it along; it is said by the part of numpy
+
+
+def _drop_settings(key: Any, ip: Any) -> None:
+    label, name = key
+    _put_settings(key, _configured(ip)[label][1][name], ip)
+
+
+# --- What was registered with IPython ---------------------------------------------------------------------
+
+_OWN_EXTENSIONS = {"jupyter_tasks", "storemagic", "IPython.extensions.storemagic"}
+_brought: dict[Any, Any] = {}  # extensions that were loaded for the kernel: they stay, for its next cell
+_KEPT = {"extensions": _brought}
+_failed: set[str] = set()  # they have been said once
+
+
+def _read_extensions(ip: Any) -> dict[Any, Any]:
+    return {name: True for name in ip.extension_manager.loaded if name not in _OWN_EXTENSIONS}
+
+
+def _put_extension(name: Any, value: Any, ip: Any) -> None:
+    if name in _failed:
+        return
+    try:
+        ip.extension_manager.load_extension(name)
+    except BaseException:
+        _failed.add(name)
+        raise
+    _brought[name] = True
+
+
+def _drop_extension(name: Any, ip: Any) -> None:
+    _brought.pop(name, None)
+    try:
+        ip.extension_manager.unload_extension(name)
+    finally:
+        ip.extension_manager.loaded.discard(name)  # it has no way to be unloaded: the next %load_ext does its work
+
+
+def _is_notebooks(thing: Any) -> bool:
+    """Whether it is a function, class or instance that was written in the notebook, or a method or partial of one."""
+    if str(type(thing).__module__).startswith("IPython."):
+        return False  # reading an attribute of IPython 9's lazy magics would import them
+    related = (thing, type(thing), getattr(thing, "func", None), type(getattr(thing, "__self__", None)))
+    return any(getattr(each, "__module__", None) == "__main__" for each in related)
+
+
+_first_tables: dict[str, dict[Any, Any]] = {}  # how the shell's tables looked when they were first seen
+
+
+def _first_entry(table: str, key: Any) -> Any:
+    """What an entry of the notebook's has covered."""
+    entry = _first_tables.get(table, {}).get(key)
+    return None if entry is None or _is_notebooks(entry) else entry
+
+
+@_Remembered
+def _notebooks_magics(lines: dict[str, Any], cells: dict[str, Any]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for kind, table in (("line", lines), ("cell", cells)):
+        _first_tables.setdefault(kind, table)
+        for name, entry in table.items():
+            if _is_notebooks(entry):
+                owner = type(getattr(entry, "__self__", None))
+                if getattr(owner, "registered", False):  # it is a class of magics, to be made anew for the other shell
+                    found["class", owner.__name__] = owner
+                else:
+                    found[kind, name] = entry
+    return found
+
+
+def _read_magics(ip: Any) -> dict[Any, Any]:
+    tables = ip.magics_manager.magics
+    return dict(_notebooks_magics(tables["line"], tables["cell"]))
+
+
+def _put_magic(key: Any, value: Any, ip: Any) -> None:
+    kind, name = key
+    if kind == "class":
+        ip.register_magics(value)
+    else:
+        ip.register_magic_function(value, kind, name)
+
+
+def _drop_magic(key: Any, ip: Any) -> None:
+    manager = ip.magics_manager
+    if key[0] == "class":
+        owner = dict.get(manager.registry, key[1])
+        found = [(kind, name) for kind, table in manager.magics.items() for name, entry in table.items()
+                 if type(entry) is types.MethodType and entry.__self__ is owner]  # fmt: skip
+        manager.registry.pop(key[1], None)
+        ip.configurables[:] = [each for each in ip.configurables if each is not owner]
+    else:
+        found = [key]
+    for kind, name in found:
+        manager.magics[kind].pop(name, None)
+        covered = _first_entry(kind, name)
+        if covered is not None:
+            manager.magics[kind][name] = covered
+
+
+@_Remembered
+def _changed_aliases(lines: dict[str, Any], defaults: list[tuple[str, str]]) -> dict[Any, Any]:
+    now = {name: entry.cmd for name, entry in lines.items() if type(entry).__name__ == "Alias"}
+    first = dict(defaults)
+    # Without colours IPython itself leaves --color out. %rehashx makes one of each program, thousands, by its own name.
+    kept = {
+        n: c for n, c in now.items() if c != n and c.replace(" --color", "") != first.get(n, "").replace(" --color", "")
+    }
+    return kept | {name: None for name in first if name not in now}
+
+
+def _read_aliases(ip: Any) -> dict[Any, Any]:
+    return dict(_changed_aliases(ip.magics_manager.magics["line"], ip.alias_manager.default_aliases))
+
+
+def _put_alias(name: Any, value: Any, ip: Any) -> None:
+    manager = ip.alias_manager
+    if manager.is_alias(name):
+        manager.undefine_alias(name)
+    if value is not None:
+        manager.define_alias(name, value)
+
+
+def _drop_alias(name: Any, ip: Any) -> None:
+    _put_alias(name, dict(ip.alias_manager.default_aliases).get(name), ip)
+
+
+@_Remembered
+def _printers(*tables: dict[Any, Any]) -> dict[Any, Any]:
+    """The formatters of the notebook's functions or types, in tables of printers by type, two for each mime type."""
+    found: dict[Any, Any] = {}
+    for number, table in enumerate(tables):
+        _first_tables.setdefault(f"printers {number}", table)
+        for kind, printer in table.items():
+            place = kind if isinstance(kind, tuple) else (kind.__module__, kind.__name__)
+            own = place[0] == "__main__" and kind is not place
+            if own or _is_notebooks(printer):
+                found[(number // 2, kind) if own else (number // 2, *place)] = printer
+    return found
+
+
+def _printer_tables(ip: Any) -> list[dict[Any, Any]]:
+    formatters = ip.display_formatter.formatters.values()
+    return [table for each in formatters for table in (each.type_printers, each.deferred_printers)]
+
+
+def _read_formatters(ip: Any) -> dict[Any, Any]:
+    mimes = list(ip.display_formatter.formatters)
+    return {(mimes[key[0]], *key[1:]): printer for key, printer in _printers(*_printer_tables(ip)).items()}
+
+
+def _put_formatter(key: Any, value: Any, ip: Any) -> None:
+    mime, *kind = key
+    formatter = ip.display_formatter.formatters[mime]
+    cls = kind[0] if len(kind) == 1 else _class_at(*kind)
+    if isinstance(cls, type):
+        formatter.for_type(cls, value)
+    else:  # when an object of that type is shown for the first time
+        formatter.for_type_by_name(*kind, value)
+
+
+def _drop_formatter(key: Any, ip: Any) -> None:
+    mime, *kind = key
+    number = 2 * list(ip.display_formatter.formatters).index(mime)
+    formatter = ip.display_formatter.formatters[mime]
+    cls = kind[0] if len(kind) == 1 else _class_at(*kind)
+    for place, table in ((cls, formatter.type_printers), (tuple(kind), formatter.deferred_printers)):
+        table.pop(place, None)
+        covered = _first_entry(f"printers {number}", place)
+        if covered is not None:
+            table[place] = covered
+        number += 1
+
+
+# --- The table --------------------------------------------------------------------------------------------
+
+# In the order in which they are applied: an extension is imported with the path and the directory of the notebook, its
+# settings come after it, and the filters last, for an import may add some.
+# fmt: off
+_PARTS = (
+    _Part("environ", "os.environ[{!r}]", _read_environ, _put_environ, _drop_environ,
+          inherited=True, pack=_pack_environ),
+    _Part("cwd", "The working directory", _read_cwd, _put_cwd, _stay, inherited=True),
+    _Part("path", "sys.path", _read_path, _put_path, _stay, inherited=True, pack=_pack_path),
+    _Part("interpreter", "sys.{}", _read_interpreter, _put_interpreter, _INTERPRETER),
+    _Part("extensions", "The extension {}", _read_extensions, _put_extension, _drop_extension, shell=True),
+    _Part("settings", "{}", _read_settings, _put_settings, _drop_settings, shell=True),
+    _Part("inline", "InlineBackend.{}", _read_inline, _put_inline, _INLINE, "matplotlib_inline.config",
+          shell=True),
+    _Part("aliases", "The alias {}", _read_aliases, _put_alias, _drop_alias, shell=True),
+    _Part("magics", "The magic {}", _read_magics, _put_magic, _drop_magic, shell=True),
+    _Part("formatters", "The formatter {}", _read_formatters, _put_formatter, _drop_formatter, shell=True),
+    _Part("decimal", "decimal.getcontext().{}", _read_decimal, _put_decimal, _DECIMAL, "decimal"),
+    _Part("numpy", "The option {} of numpy", _read_numpy, _put_numpy, _NUMPY, "numpy"),
+    _Part("pandas", "The option {} of pandas", _read_pandas, _put_pandas, _drop_pandas, "pandas"),
+    _Part("rcParams", "rcParams[{!r}]", _read_rc, _put_rc, _drop_rc, "matplotlib"),
+    _Part("backend", "matplotlib's {}", _read_backend, _put_backend, _drop_backend, "matplotlib", pack=_pack_backend),
+    _Part("interactive", "plt.ioff()", _read_interactive, _put_interactive, {"interactive": True},
+          _INLINE_MODULE, shell=True),
+    _Part("logging", "The {} of the root logger", _read_logging, _put_logging, _LOGGING, "logging",
+          pack=_pack_logging),
+    _Part("warnings", "The filters of warnings", _read_warnings, _put_warnings, _drop_warnings),
+)
+# fmt: on
