@@ -145,20 +145,66 @@ class Launcher:
         keep = names.refs_only | self._kept_refs(options)
         taken = self._captured(options, names)
         label = options.name or f"cell {self._number()}"
-        wire = self._wire_options(options, outs, label, first_line)
-        sent: dict[int, Any] | None = {} if outs == "*" else None
-        payload = self._pack(cell, taken, names, keep, wire, label, sent)
         client = self._started()
         try:
             api._check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, client.settings["total"], label)
         except ValueError as error:
-            payload.close()
             raise UsageError(f"%%remote: {error}") from None
+        if client.settings.get("local_mode"):
+            self._run_in_place(client, cell, first_line, label, outs, options, taken, names, keep)
+            return
+        wire = self._wire_options(options, outs, label, first_line)
+        sent: dict[int, Any] | None = {} if outs == "*" else None
+        payload = self._pack(cell, taken, names, keep, wire, label, sent)
         self._warm(client)
         if options.replace:
             for launched in self._earlier_runs(options.name):
                 client.cancel(launched.ref.id, reason="replaced by a new run")
         self._run(client, payload, wire, label, outs, options, sent)
+
+    def _run_in_place(
+        self,
+        client: Client,
+        cell: str,
+        first_line: str,
+        label: str,
+        outs: list[str] | str,
+        options: CellOptions,
+        taken: dict[str, Any],
+        names: capture.CellNames,
+        keep: Set[str],
+    ) -> None:
+        """`init(local_mode=True)`: the cell runs here, and this returns when it is over."""
+        from jupyter_tasks.inplace import InPlaceClient
+        from jupyter_tasks.notebook.inplace import launch_in_place
+
+        assert isinstance(client, InPlaceClient)
+        star = outs == "*"
+        for name, value in taken.items():
+            if isinstance(value, ObjectRef) and value._client is not client:
+                taken[name] = self._value_of_old(name, value)
+        try:
+            refs, outcome = launch_in_place(
+                self._ip,
+                client,
+                cell,
+                taken,
+                first_line,
+                self._number(),
+                label=label,
+                outs=[] if star else list(outs),
+                keeps_value=bool(options.name),
+                refs_only=keep,
+                at_home=names.mutates if star else None,
+            )
+        except exceptions.UnserializableError as error:
+            raise UsageError(f"%%remote {label}: {error}") from None
+        launched = _Launched(label, options.name, refs[0], refs, self._screen.here(), None)
+        self._bind(launched, outs, options)
+        if outcome.error is not None:
+            if launched.replaced:
+                self._put_back.append(launched)
+            raise _shown_as(outcome.error, outcome.traceback)
 
     def _earlier_runs(self, name: str | None, place: Place | None = None) -> list[_Launched]:
         """The open runs of the same NAME, or of the very same cell (front-ends tell a cell's id), oldest first."""
@@ -688,7 +734,8 @@ def _error_of(ref: ObjectRef) -> BaseException:
 
 def _shown_as(error: BaseException, lines: list[str]) -> BaseException:
     """Has IPython print these lines for the error, instead of our own frames."""
-    error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]  # IPython's protocol
+    with contextlib.suppress(Exception):  # one that takes no attributes is shown with our frames
+        error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]  # IPython's protocol
     return error
 
 

@@ -271,7 +271,13 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
                 shown, whole = show_bytes(MOST_LOG), show_bytes(log["bytes"])
                 print(f"[... the first {shown} of {whole}; the whole log is in {log['path']}]")
 
+    @staticmethod
+    def _need_workers(verb: str) -> None:
+        if api.is_initialized() and api._client().settings.get("local_mode"):
+            raise UsageError(f"%tasks {verb}: in local mode tasks run here, in the kernel; use %debug after jt.get.")
+
     def _debug(self, names: list[str]) -> None:
+        self._need_workers("debug")
         if len(names) != 1 or names == ["all"]:
             raise UsageError("%tasks debug opens one task: %tasks debug NAME.")
         matches = [record for record in api.tasks() if names[0] in (record["task_id"], record["name"])]
@@ -291,6 +297,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         raise UsageError(f"The frames of {who} are not kept: only those of the last failures are. {now}.")
 
     def _stack(self, names: list[str]) -> None:
+        self._need_workers("stack")
         for record in self._find(names, live=True):
             who = f"Task {record['task_id']} ({record['name']})"
             if record["state"] in _FINAL:

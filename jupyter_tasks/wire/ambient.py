@@ -317,14 +317,14 @@ class _Remembered:
 
     def __init__(self, view: Callable[..., Any]) -> None:
         self._view = view
-        self._tables: list[Any] | None = None
-        self._seen: Any = None
+        self._seen: tuple[list[Any], Any] | None = None  # replaced whole: an interrupt must not leave half of it
 
     def __call__(self, *tables: Any) -> Any:
-        if self._tables is None or any(map(_differ, self._tables, tables)) or len(tables) != len(self._tables):
-            self._tables = [_copy(table) for table in tables]
-            self._seen = self._view(*self._tables)
-        return self._seen
+        seen = self._seen
+        if seen is None or len(tables) != len(seen[0]) or any(map(_differ, seen[0], tables)):
+            copies = [_copy(table) for table in tables]
+            self._seen = seen = (copies, self._view(*copies))
+        return seen[1]
 
 
 def _differ(one: Any, other: Any) -> bool:
