@@ -105,7 +105,8 @@ class _Part:
 def take(ip: Any = None) -> State:
     """What holds now in this process. `ip` is the InteractiveShell, if there is one.
 
-    Costs 0.1 ms with numpy, pandas and matplotlib imported. Never raises: a part that cannot be read is left out.
+    Costs 0.05 ms, with numpy, pandas and matplotlib imported 0.1 to 0.2; the first call 1.5. Never raises: a part that
+    cannot be read is left out.
     """
     state: State = {}
     for part in _PARTS:
@@ -141,9 +142,14 @@ def difference(before: State, after: State) -> Difference:
             continue
         old = before[part.name]
         changed, gone = _steps(old, after[part.name])
-        changed = {key: part.pack(key, old.get(key), value) for key, value in changed.items()}
+        if not (changed or gone):
+            continue
+        try:
+            changed = {key: part.pack(key, old.get(key), value) for key, value in changed.items()}
+            gone = [key for key in gone if part.pack(key, old[key], None) is not _OMIT]
+        except Exception:
+            continue  # a handler of a class that looks different, for one
         changed = {key: value for key, value in changed.items() if value is not _OMIT}
-        gone = [key for key in gone if part.pack(key, old[key], None) is not _OMIT]
         if changed or gone:
             found[part.name] = changed, gone
     return found
@@ -738,7 +744,8 @@ def _read_inline(ip: Any) -> dict[Any, Any]:
     if not cls.initialized():
         configured = ip.config.get("InlineBackend", {})  # of the profile
         return {name: value for name, value in _copy(dict(configured)).items() if name in _INLINE and _is_plain(value)}
-    _remember_traits(cls, _INLINE)
+    if (cls, "rc") not in _descriptors:
+        _remember_traits(cls, _INLINE)
     return _deviating(cls.instance(), _INLINE)
 
 
@@ -774,7 +781,7 @@ def _configured(ip: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
         found[mime] = formatter, _PLAIN_TEXT if mime == "text/plain" else {"enabled": True}
     for each in ip.configurables:  # of extensions, such as SqlMagic
         cls = type(each)
-        if not f"{cls.__module__}.".startswith(_NOT_OTHERS):
+        if hasattr(cls, "trait_defaults") and not f"{cls.__module__}.".startswith(_NOT_OTHERS):
             if cls not in _defaults:
                 _defaults[cls] = {name: each.trait_defaults(name) for name in each.trait_names(config=True)}
             found[cls.__name__] = each, _defaults[cls]
@@ -836,7 +843,9 @@ def _read_settings(ip: Any) -> dict[Any, Any]:
 
 def _put_settings(key: Any, value: Any, ip: Any) -> None:
     label, name = key
-    owner = _configured(ip)[label][0]
+    owner, _ = _configured(ip).get(label, (None, None))
+    if owner is None:
+        return  # of an extension that could not be loaded, which was said
     if label == "InteractiveTB":
         owner.set_mode(value)
         return
