@@ -292,6 +292,8 @@ class RemoteFunction(Generic[T]):
             options = _wire_options(self._options, self._name)
             session = _session
             if session is None or isinstance(session, launch.Session) or session.client is not client:
+                # Modules that can be imported here now can be imported there.
+                options["path"] = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
                 fn = client.new_function(shared.pack(data, buffers), options)
             else:  # it could be sent, and is not: a debugger wants the function itself
                 fn = session.client.learn(self._function, options, extras)

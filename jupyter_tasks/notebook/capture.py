@@ -35,7 +35,7 @@ from itertools import chain, islice
 from textwrap import dedent
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-__all__ = ["CellNames", "analyse", "code_names", "collect"]
+__all__ = ["CellNames", "analyse", "code_names", "collect", "names_behind"]
 
 FILENAME = "<cell>"
 
@@ -745,6 +745,11 @@ def collect(
         values[name] = namespace[name]
         waiting.extend(_names_behind(values[name], namespace))
     return dict(sorted(values.items()))
+
+
+def names_behind(values: Iterable[object], namespace: Mapping[str, object]) -> set[str]:
+    """The names of this namespace that the functions and classes behind these values read."""
+    return set().union(*(_names_behind(value, namespace) for value in values))
 
 
 def _is_users(name: str, namespace: Mapping[str, object], hidden: Mapping[str, object]) -> bool:

@@ -31,7 +31,7 @@ from jupyter_tasks.notebook.feed import Feed
 from jupyter_tasks.notebook.output import NO_OUTPUT, Place, Router, Screen
 from jupyter_tasks.refs import Dependency, ObjectRef
 from jupyter_tasks.show import show_bytes
-from jupyter_tasks.wire import identity, serialize, shared
+from jupyter_tasks.wire import ambient, identity, serialize, shared
 from jupyter_tasks.wire.frames import Kind, show_id
 
 __all__ = ["CellOptions", "Launcher"]
@@ -90,6 +90,8 @@ class Launcher:
         self._open: dict[int, _Launched] = {}
         self._put_back: list[_Launched] = []  # ended without a value; their names get back what they held
         self._preloaded: set[str] = set()
+        self._stays: set[str] = set()  # what could not be sent along with cells, and was said
+        self._base: ambient.State = {}  # what a worker of this session begins with
 
     def start(self) -> None:
         """Joins the shell's events. Starts no process."""
@@ -116,6 +118,7 @@ class Launcher:
         self._router.reset()
         self._open.clear()
         self._preloaded.clear()
+        self._base = ambient.base(self._ip)
         client.namespace = self._ip.user_ns
         client.listener = self._router.listen
         self._client = client
@@ -155,7 +158,9 @@ class Launcher:
             return
         wire = self._wire_options(options, outs, label, first_line)
         sent: dict[int, Any] | None = {} if outs == "*" else None
-        payload = self._pack(cell, taken, names, keep, wire, label, sent)
+        content: dict[str, Any] = {"source": cell, "mutates": sorted(names.mutates)}
+        extra = self._add_ambient(content, taken, options)
+        payload = self._pack(content, taken, extra, keep, wire, label, sent)
         self._warm(client)
         if options.replace:
             for launched in self._earlier_runs(options.name):
@@ -299,11 +304,31 @@ class Launcher:
                 wire[key] = getattr(options, key)
         return wire
 
+    def _add_ambient(self, content: dict[str, Any], taken: dict[str, Any], options: CellOptions) -> set[str]:
+        """What the cell finds around it: what has changed here since the session began.
+
+        Returns the names that this, and nothing else in the cell, needs; they are among those taken then.
+        """
+        moved = ambient.difference(self._base, ambient.take(self._ip))
+        moved = ambient.without_other_magics(moved, content["source"])
+        extra: set[str] = set()
+        if moved:
+            content["ambient"] = moved
+            if options.only is None:
+                namespace = self._ip.user_ns
+                names = capture.names_behind(ambient.carried(moved), namespace)
+                found = capture.collect(names, namespace, self._ip.user_ns_hidden)
+                extra = found.keys() - taken.keys()
+                taken.update((name, found[name]) for name in extra)
+        if options.wait and options.outs == "*":
+            content["random"] = ambient.random_state()
+        return extra
+
     def _pack(
         self,
-        cell: str,
+        content: dict[str, Any],
         taken: dict[str, Any],
-        names: capture.CellNames,
+        extra: set[str],
         keep: Set[str],
         wire: dict[str, Any],
         label: str,
@@ -327,21 +352,37 @@ class Launcher:
             wire["deps"] = deps
         if pins:
             wire["pins"] = pins
-        content = {"source": cell, "names": sent, "mutates": sorted(names.mutates)}
+        content["names"] = sent
+
+        def pickled() -> Any:
+            reducers = _noting(pins, identity.Views(sent.values()))
+            return serialize.dumps(content, namespace=self._ip.user_ns, root=lambda: sent, reducers=reducers, memo=memo)
+
         try:
-            data, buffers = serialize.dumps(
-                content,
-                namespace=self._ip.user_ns,
-                root=lambda: sent,
-                reducers=_noting(pins, identity.Views(sent.values())),
-                memo=memo,
-            )
+            try:
+                data, buffers = pickled()
+            except exceptions.UnserializableError:
+                if "ambient" not in content:
+                    raise
+                content["ambient"] = ambient.leave_out(content["ambient"], self._goes)
+                content["names"] = sent = {k: v for k, v in sent.items() if k not in extra or self._goes(v, k)}
+                data, buffers = pickled()
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None
         payload = shared.pack(data, buffers)
         if payload.size > BIG:
             self._warn_of_size(label, payload.size, sent)
         return payload
+
+    def _goes(self, value: Any, name: str) -> bool:
+        try:
+            serialize.dumps(value, namespace=self._ip.user_ns, root=name)
+        except exceptions.UnserializableError as error:
+            if name not in self._stays:  # once is enough
+                self._stays.add(name)
+                print(f"%%remote: {name} stays in the kernel: {error}", file=sys.stderr)
+            return False
+        return True
 
     def _warn_of_size(self, label: str, size: int, sent: dict[str, Any]) -> None:
         """Names what is so big. Pickles each name once more: that costs little beside what follows."""
@@ -591,7 +632,8 @@ class Launcher:
         for name in home["deleted"]:
             namespace.pop(name, None)
         namespace.update(home["assigned"])
-        notes = home["left_out"] + failed
+        notes = home["left_out"] + failed + ambient.apply(home["ambient"], self._ip)
+        ambient.set_random_state(home["random"])
         for note in notes[:MOST_NOTED]:
             print(note, file=sys.stderr)
         if len(notes) > MOST_NOTED:

@@ -725,7 +725,7 @@ class Supervisor:
     def _slot_holders(self) -> Iterator[str]:
         for lease in self._scheduler.leases.values():
             running = self._scheduler.live.get(self._backend.running(lease))
-            if running is not None and lease.holds:
+            if running is not None and (lease.holds or lease.keeps):
                 yield running.spec.name
 
     def _tasks_op(self, question: dict[str, Any]) -> Any:

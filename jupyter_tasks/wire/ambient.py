@@ -47,6 +47,7 @@ __all__ = [
     "restore",
     "set_random_state",
     "take",
+    "without_other_magics",
 ]
 
 State = dict[str, dict[Any, Any]]
@@ -187,6 +188,20 @@ def carried(sent: Difference) -> list[Any]:
     held = [each for changed, _ in sent.values() for pair in changed.items() for each in pair]
     inner = [part for each in held for part in (each if isinstance(each, tuple) else (each,))]
     return [each for each in inner if _is_notebooks(each)]
+
+
+def without_other_magics(sent: Difference, text: str) -> Difference:
+    """The difference without magics that the text does not mention: what those read may be large."""
+    if "magics" not in sent:
+        return sent
+    changed, gone = sent["magics"]
+
+    def is_mentioned(key: Any, magic: Any) -> bool:
+        names = {key[1]} if key[0] != "class" else {name for table in magic.magics.values() for name in table}
+        return any(name in text for name in names)
+
+    kept = {key: magic for key, magic in changed.items() if is_mentioned(key, magic)}
+    return {name: steps for name, steps in {**sent, "magics": (kept, gone)}.items() if any(steps)}
 
 
 def leave_out(sent: Difference, goes: Callable[[Any, str], bool]) -> Difference:

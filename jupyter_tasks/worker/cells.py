@@ -7,11 +7,12 @@ cell of a process that did not get it from the zygote.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jupyter_tasks.exceptions import UnserializableError
-from jupyter_tasks.wire import identity, serialize, shared
+from jupyter_tasks.wire import ambient, identity, serialize, shared
 from jupyter_tasks.wire.frames import Kind, to_json
 from jupyter_tasks.worker import progress
 from jupyter_tasks.worker.shell import CellOutcome, worker_shell
@@ -19,20 +20,39 @@ from jupyter_tasks.worker.shell import CellOutcome, worker_shell
 __all__ = ["ask", "forget", "namespace", "pack", "pack_changes", "run"]
 
 
+_before: ambient.State = {}  # what this process was like before the cell came
+
+
 def namespace() -> dict[str, Any]:
     """The dict that the next cell will run in: functions that come with it are bound to it."""
-    return worker_shell().fresh_namespace()
+    global _before
+    shell = worker_shell()
+    _before = ambient.take(shell.ip)
+    return shell.fresh_namespace()
 
 
-def run(worker: Any, id: int, options: Mapping[str, Any], content: Mapping[str, Any]) -> CellOutcome:
+def run(worker: Any, id: int, options: Mapping[str, Any], content: dict[str, Any]) -> CellOutcome:
     """Runs one cell. What it displays leaves at once; its end is returned, also that it was interrupted."""
 
     def emit(kind: str, message: dict[str, Any]) -> None:
         worker.send(Kind.DISPLAY, id, to_json({"type": kind, "content": message}))
 
+    shell = worker_shell()
+    moved = content.get("ambient", {})
+    if worker.config["gpus"] and "environ" in moved:  # given out by the supervisor
+        moved["environ"][0].pop(b"CUDA_VISIBLE_DEVICES", None)
+    with worker.guard.held():
+        for note in ambient.apply(moved, shell.ip):
+            print(note, file=sys.stderr)
+        if "random" in content:
+            ambient.set_random_state(content["random"])
+        else:
+            ambient.reseed()
+        if options.get("star"):
+            content["started"] = ambient.take(shell.ip)
     waited_for = bool(options.get("wait"))
     progress.show_tqdm_text(waited_for)
-    outcome = worker_shell().run_cell(
+    outcome = shell.run_cell(
         content["source"],
         content["names"],
         emit=emit,
@@ -65,8 +85,10 @@ def ask(worker: Any, id: int, prompt: str, is_password: bool) -> str:
 
 
 def forget() -> None:
-    """Nothing of the last cell stays alive."""
-    worker_shell().reset()
+    """Nothing of the last cell stays alive, and what it has changed around it is as it was."""
+    shell = worker_shell()
+    ambient.restore(_before, shell.ip)
+    shell.reset()
 
 
 def pack_changes(outcome: CellOutcome, content: Mapping[str, Any]) -> shared.Payload:
@@ -89,6 +111,8 @@ def pack_changes(outcome: CellOutcome, content: Mapping[str, Any]) -> shared.Pay
         "changed": changed,
         "value": outcome.value,
         "left_out": received.unseen,
+        "ambient": ambient.difference(content["started"], ambient.take(worker_shell().ip)),
+        "random": ambient.random_state(),
     }
     views = identity.Views([*received.arrays(), *assigned.values(), outcome.value])
 
@@ -120,6 +144,7 @@ def _leave_out(home: dict[str, Any], pickled: Callable[..., Any]) -> None:
     home["changed"] = [
         change for change in home["changed"] if goes(change, f"a {type(change.original).__name__} that was changed")
     ]
+    home["ambient"] = ambient.leave_out(home["ambient"], goes)
     if not goes(home["value"], "the cell's value"):
         home["value"] = None
 

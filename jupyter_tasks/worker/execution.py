@@ -142,6 +142,7 @@ class _Worker:
         self._condemned = False  # an interrupt has tainted this process: the supervisor is about to end it
         self._given_back = False  # one of both: what was given ahead of time goes back unbegun
         self._send_lock = threading.RLock()  # display and progress may come from threads, and from finalizers in a send
+        self._around: _Around | None = None  # what a function task is to leave as it found it
         self._baseline_threads = threading.active_count()
 
     # -- the loop ---------------------------------------------------------------------------------------------
@@ -226,6 +227,9 @@ class _Worker:
         count = self.functions[fn].threads if fn else threads.wanted(options, threads.KERNELS)
         if count != self.threads.count:
             self.threads.limit(count)
+            self._around = None
+        if self._around is None and fn:
+            self._around = _Around()
         ends: list[bytes] | None = None
         partly: list[bytes] = []  # what an interrupted cell gives back
         fds: list[int] = []
@@ -248,12 +252,15 @@ class _Worker:
             ends = [self._error_frame(id, sys.exc_info(), flags=0)]
         finally:
             guard.in_user_code = False
+        if self._around is not None and not self._around.is_same():
+            self._around.restore()
         took = int((time.perf_counter() - began) * 1e6).bit_length()
         if self._values:
             self._drop_values()
         self.streams.wait_until_read()
         left_over = self._leaves_something()
         if ends is None:
+            self._failure = None
             tainted = Flag.TAINTED if left_over or guard.tainted else 0
             ends = [*partly, frame(Kind.INTERRUPTED, id, flags=tainted)]
             if tainted:
@@ -406,9 +413,14 @@ class _Worker:
     def _learn_function(self, fn: int, body: bytes, fd: int | None) -> None:
         length = int.from_bytes(body[:4], "little")
         options = json.loads(body[4 : 4 + length])
-        self.threads.limit(threads.wanted(options, 1))  # before it imports what it needs
+        self._around = None
         try:
-            modules.forget_edited()  # before its pickle imports what it needs
+            # Before its pickle imports what it needs.
+            self.threads.limit(threads.wanted(options, 1))
+            modules.forget_edited()
+            path = options.pop("path", [])
+            if any(entry not in sys.path for entry in path):
+                sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
             data, buffers = shared.unpack(body[4 + length :], fd, writable=False)
             call, extras = serialize.loads(data, buffers)
             for name, text in extras.get("sources", {}).items():
@@ -548,6 +560,7 @@ class _Worker:
         """Runs one cell in the shell. Raises only KeyboardInterrupt."""
         from jupyter_tasks.worker import cells
 
+        self._around = None  # a cell has more around it, and looks after it itself
         modules.forget_edited()
         content = self._content(body, fd, cells.namespace(), options)
         self._cleanup = cells.forget
@@ -657,6 +670,42 @@ class _Worker:
         self._clean_up()
         self.streams.wait_until_read()
         self.send(Kind.IDLE, 0, b"")
+
+
+class _Around:
+    """Environment, working directory and module path: what a function task changes of them is undone after it.
+
+    The look costs 2 us; the rest of what `ambient` knows is looked at, and put back, if one of these has changed.
+    """
+
+    __slots__ = ("_directory", "_environment", "_path", "_state")
+
+    def __init__(self) -> None:
+        from jupyter_tasks.wire import ambient
+
+        self._environment = os.environ._data.copy()  # type: ignore[attr-defined]  # the mapping's own way takes 40 us
+        self._directory = _directory()
+        self._path = sys.path.copy()
+        self._state = ambient.take()
+
+    def is_same(self) -> bool:
+        return (
+            os.environ._data == self._environment  # type: ignore[attr-defined]
+            and sys.path == self._path
+            and _directory() == self._directory
+        )
+
+    def restore(self) -> None:
+        from jupyter_tasks.wire import ambient
+
+        ambient.restore(self._state)
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None  # it was removed
 
 
 class _Stopped(KeyboardInterrupt):

@@ -16,10 +16,12 @@ The handler and `begin`/`end` belong to the main thread; `is_canceled` may be ca
 from __future__ import annotations
 
 import _thread
+import contextlib
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
@@ -81,6 +83,16 @@ class Guard:
         """Raises the interrupt that came between `begin` and the first line of user code."""
         if self.current in self._asked:
             raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Around work of ours in the midst of the user's, which must not be cut in two: an interrupt comes after it."""
+        self.in_user_code = False
+        try:
+            yield
+        finally:
+            self.in_user_code = True
+        self.check()
 
     def is_canceled(self) -> bool:
         """The running task was asked to stop. Any thread; about 0.1 us."""
