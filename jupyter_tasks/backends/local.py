@@ -18,6 +18,7 @@ import fcntl
 import functools
 import json
 import os
+import select
 import signal
 import socket
 import termios
@@ -613,29 +614,34 @@ class LocalBackend(Backend):
     def _worker_wrote(self, worker: _Worker, i: int) -> None:
         """Reads what the worker wrote; whose it is says the page (the worker waits for us between tasks)."""
         lingering = worker.lease.lingering if worker.lease is not None else None
-        # One rich output, or an end, that came before this text is read before it.
-        while worker.status is None and self._receive_quietly(worker):
-            pass
         read = 0
         while worker.pipes[i] >= 0 and read < PIPE_TURN:
-            # First that there is something, then whose: the worker begins no other task before we have read it.
-            # (Looked at once for several reads, or before there was something, the next task's words were taken
-            # for this one's.) Nothing and end-of-file look the same here: the read tells.
+            # First how much there is, then whose: the worker begins no other task before we have read it. (Looked at
+            # once for several reads, or before there was something, the next task's words were taken for this one's.)
             fcntl.ioctl(worker.pipes[i], termios.FIONREAD, self._unread, True)
+            size = min(self._unread[0], PIPE_CHUNK)
             id = lingering.id if lingering is not None else worker.page.words[layout.CURRENT]
-            try:
-                if not self._unread[0] and worker.status is None and read:
-                    return
-                data = os.read(worker.pipes[i], PIPE_CHUNK)
-            except BlockingIOError:
+            # Rich output, or an end, that came before this text is taken in before it. What comes after it is not there
+            # yet: for that the worker waits until the pipe is empty.
+            while worker.status is None and self._receive_quietly(worker):
+                pass
+            if worker.pipes[i] < 0:
                 return
-            except OSError:
-                data = b""
-            if not data:
-                self._close_pipe(worker, i)
+            if not size:
+                if self._is_closed(worker.pipes[i]):
+                    self._close_pipe(worker, i)
                 return
+            data = os.read(worker.pipes[i], size)
             read += len(data)
             self._host.wrote(id, data, stderr=i == 1)
+
+    def _is_closed(self, pipe: int) -> bool:
+        """Nobody has its other end any more, and it is empty."""
+        poll = select.poll()
+        poll.register(pipe, 0)
+        hung_up = bool(poll.poll(0))
+        fcntl.ioctl(pipe, termios.FIONREAD, self._unread, True)
+        return hung_up and not self._unread[0]
 
     def _pipe_readable(self, worker: _Worker, i: int, _: int) -> None:
         self._worker_wrote(worker, i)

@@ -6,9 +6,12 @@ Everything here runs in the notebook's main thread, except the sinks, which the 
 from __future__ import annotations
 
 import _thread
+import ast
 import contextlib
+import functools
 import getpass
 import keyword
+import linecache
 import queue
 import re
 import signal
@@ -159,6 +162,7 @@ class Launcher:
         wire = self._wire_options(options, outs, label, first_line)
         sent: dict[int, Any] | None = {} if outs == "*" else None
         content: dict[str, Any] = {"source": cell, "mutates": sorted(names.mutates)}
+        content["file"] = self._file_of(cell, first_line)
         extra = self._add_ambient(content, taken, options)
         payload = self._pack(content, taken, extra, keep, wire, label, sent)
         self._warm(client)
@@ -227,17 +231,30 @@ class Launcher:
     def _analyse(self, cell: str, first_line: str) -> capture.CellNames:
         try:
             return capture.analyse(cell, self._ip.transform_cell)
-        except SyntaxError as error:
-            # Lines count as in the notebook, where the magic's line is the first.
-            if error.lineno is not None:
-                error.lineno += 1
-                if getattr(error, "end_lineno", None) is not None:
-                    error.end_lineno = (error.end_lineno or 0) + 1
-            error.filename = f"Cell In[{self._number()}]"
+        except SyntaxError as found:
+            error = self._as_the_compiler_says(cell, first_line) or found
             lines = self._ip.SyntaxTB.structured_traceback(type(error), error, [])
-            # Of the same name only: IPython draws a real SyntaxError itself, with our frames above it.
-            stand_in = type(type(error).__name__, (Exception,), {"__module__": "builtins"})
-            raise _shown_as(stand_in(*error.args), lines) from None
+            raise _shown_as(_stand_in(type(error).__name__, str(error)), lines) from None
+
+    def _file_of(self, cell: str, first_line: str) -> str:
+        """The name that the kernel's own compiler has for this cell's code. Also has it remember the source, so that
+        tracebacks, warnings and inspect find the lines, whichever process they are drawn in."""
+        text = f"{first_line}\n{_blank_lines(cell)}{self._ip.transform_cell(cell)}"
+        return str(self._ip.compile.cache(text, self._number(), raw_code=f"{first_line}\n{cell}"))
+
+    def _as_the_compiler_says(self, cell: str, first_line: str) -> SyntaxError | None:
+        """The error of a plain cell with this text: its words, and lines that count as in the notebook."""
+        compiler = self._ip.compile
+        try:
+            name = self._file_of(cell, first_line)
+            text = f"#{first_line}\n{_blank_lines(cell)}{self._ip.transform_cell(cell)}"
+            with compiler.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
+                tree = compiler.ast_parse(text, filename=name)
+                for node in tree.body:  # each by itself, as IPython does: the first error is the one
+                    compiler(ast.Module([node], []), name, "exec")
+        except SyntaxError as error:
+            return error
+        return None
 
     def _outs(self, options: CellOptions, names: capture.CellNames) -> list[str] | str:
         if options.outs == "*" and not options.wait:
@@ -353,9 +370,10 @@ class Launcher:
         if pins:
             wire["pins"] = pins
         content["names"] = sent
+        content["sources"] = {}  # last: filled while functions are pickled
 
         def pickled() -> Any:
-            reducers = _noting(pins, identity.Views(sent.values()))
+            reducers = _noting(pins, identity.Views(sent.values()), functools.partial(self._note_source, content))
             return serialize.dumps(content, namespace=self._ip.user_ns, root=lambda: sent, reducers=reducers, memo=memo)
 
         try:
@@ -373,6 +391,12 @@ class Launcher:
         if payload.size > BIG:
             self._warn_of_size(label, payload.size, sent)
         return payload
+
+    def _note_source(self, content: dict[str, Any], function: types.FunctionType) -> None:
+        """A function that a cell has made takes the cell's text along, which is in no file."""
+        file = function.__code__.co_filename
+        if file not in content["sources"] and (number := self._ip.compile._filename_map.get(file)) is not None:
+            content["sources"][file] = [number, "".join(linecache.getlines(file))]
 
     def _goes(self, value: Any, name: str) -> bool:
         try:
@@ -626,7 +650,11 @@ class Launcher:
         """Does to the namespace, and to the objects in it, what the cell has done. Returns the cell's value."""
         if ref._kind != Kind.RESULT:
             return None  # killed or crashed: nothing came
-        home = ref._client.value(ref, sent)
+        try:
+            home = ref._client.value(ref, sent)
+        except Exception as error:  # raised by code of the user's: a class that does something when it is made
+            print(f"What the cell changed stays in the worker: {type(error).__name__}: {error}", file=sys.stderr)
+            return None
         namespace = self._ip.user_ns
         failed = identity.apply(home["changed"])
         for name in home["deleted"]:
@@ -781,6 +809,33 @@ def _shown_as(error: BaseException, lines: list[str]) -> BaseException:
     return error
 
 
+def _stand_in(name: str, text: str) -> BaseException:
+    """An exception of the same name, with the same text."""
+    kind: type[BaseException] = type(name, (exceptions.TaskError,), {"__module__": "builtins"})
+    return kind(text)
+
+
+def _has_group(error: BaseException | None) -> bool:
+    while error is not None:
+        # By name: Python 3.10 has groups only as a backport.
+        if any(base.__name__ == "BaseExceptionGroup" for base in type(error).__mro__):
+            return True
+        error = error.__context__
+    return False
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return f"<unprintable {type(error).__name__}>"
+
+
+def _blank_lines(cell: str) -> str:
+    """Those that a cell begins with, and that IPython's transform drops."""
+    return "\n" * next((i for i, line in enumerate(cell.splitlines()) if line.strip()), 0)
+
+
 _NAME_ERRORS = frozenset({"NameError", "UndefinedVariableError"})
 _NAME_ERROR = re.compile(r"(?:name|variable) '(\w+)' is not defined")
 
@@ -789,21 +844,25 @@ def _as_in_the_kernel(error: BaseException, stopped_lines: list[str], hint: list
     """The error as the cell would have raised it here: the same type, text and traceback."""
     if isinstance(error, exceptions.TaskError):
         lines = [*(error.__dict__.get("lines") or error.traceback_text.splitlines()), *hint]
-        if error.cause is not None:
-            return _shown_as(error.cause, lines)
-        # It could not be sent: an exception of the same name, with the same text.
-        _, _, text = str(error).partition(": ")
-        stand_in = type(error.type_name, (exceptions.TaskError,), {"__module__": "builtins"})
-        return _shown_as(stand_in(text), lines)
+        cause = error.cause
+        if cause is None:  # it could not be sent
+            return _shown_as(_stand_in(error.type_name, str(error).partition(": ")[2]), lines)
+        # IPython draws these itself, with our frames above them.
+        if isinstance(cause, SyntaxError) or _has_group(cause):
+            return _shown_as(_stand_in(error.type_name, _text_of(cause)), lines)
+        return _shown_as(cause, lines)
     if isinstance(error, exceptions.TaskCancelledError) and error.source in ("interrupt", "task"):
         return _shown_as(KeyboardInterrupt(), stopped_lines or [f"KeyboardInterrupt: {error}"])
     return _shown_as(error, [f"{type(error).__name__}: {error}"])
 
 
-def _noting(pins: list[int], views: identity.Views) -> Any:
+def _noting(pins: list[int], views: identity.Views, note_source: Callable[[types.FunctionType], None]) -> Any:
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
             pins.append(value.id)
+            return NotImplemented
+        if type(value) is types.FunctionType:
+            note_source(value)
             return NotImplemented
         return views(value)
 

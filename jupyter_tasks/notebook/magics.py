@@ -312,17 +312,11 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
                 print(f"{who} does not answer: its process is stopped, or waits for a disk that does not answer.")
             else:
                 print(f"{who}, {record['state']} for {show_seconds(record['elapsed_s'])}, is here:")
-                print(stacks.render(answer["text"], self._source_line))
+                print(stacks.render(answer["text"], self._cell_of, linecache.getline))
 
-    def _source_line(self, file: str, line: int) -> str:
-        """Of a cell that runs in a worker, or of a file, or of a function of a cell that ran here."""
-        cell = re.fullmatch(r"<ipython-input-(\d+)-\w+>", file)
-        if cell is None:
-            return linecache.getline(file, line)
-        typed = self.shell.history_manager.input_hist_raw
-        number = int(cell[1])
-        lines = typed[number].splitlines() if number < len(typed) else []
-        return lines[line - 1] if line <= len(lines) else ""
+    def _cell_of(self, file: str) -> str:
+        known = self.shell.compile.format_code_name(file)
+        return " ".join(known) if known else ""
 
 
 MOST_LOG = 1_000_000  # characters that `%tasks logs` prints; a browser suffers from more

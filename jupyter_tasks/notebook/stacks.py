@@ -15,7 +15,6 @@ __all__ = ["Frame", "read", "render"]
 _THREAD = re.compile(r"(Current thread|Thread) (0x[0-9a-f]+)(?: \[(?P<name>[^\]]*)\])? \(most recent call first\):")
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<name>.*)')
 _OURS = re.compile(r"[/\\]jupyter_tasks[/\\](worker|client|api|supervisor|refs)\b")
-_CELL = re.compile(r"<ipython-input-(\d+)-\w+>")
 # Between our loop and a cell's code: IPython's way of running it.
 _WAY_IN = re.compile(r"[/\\]IPython[/\\]core[/\\]|[/\\]asyncio[/\\]|<string>")
 
@@ -71,16 +70,19 @@ def _users_part(frames: list[Frame]) -> list[Frame]:
     return frames[at:end]
 
 
-def render(text: str, source: Callable[[str, int], str]) -> str:
-    """As tracebacks look: the newest call last, with the source of each line where `source(file, line)` has it."""
+def render(text: str, cell_of: Callable[[str], str], source: Callable[[str, int], str]) -> str:
+    """As tracebacks look: the newest call last, with the source of each line where `source(file, line)` has it.
+
+    Args:
+        cell_of: gives the name of the cell that has this file name for its code; "" for other files.
+    """
     lines: list[str] = []
     threads = read(text)
     for name, frames in threads:
         if len(threads) > 1:
             lines.append(f"{'Main thread' if name == 'main' else f'Thread {name}'}:")
         for frame in frames:
-            cell = _CELL.fullmatch(frame.file)
-            where = f"Cell In[{cell[1]}]" if cell else f'File "{frame.file}"'
+            where = cell_of(frame.file) or f'File "{frame.file}"'
             number = f", line {frame.line}" if frame.line else ""
             lines.append(f"  {where}{number}, in {frame.name}")
             code = source(frame.file, frame.line).strip() if frame.line else ""

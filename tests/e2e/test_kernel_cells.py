@@ -88,6 +88,27 @@ def test_wait_behaves_like_a_normal_cell(kernel: Kernel) -> None:
     assert not cell.boards
 
 
+def test_text_and_rich_output_keep_their_order(kernel: Kernel) -> None:
+    """Though they come on different ways: each of a hundred changes between text, displays and clear_output."""
+    cell = kernel.run(
+        "%%remote --wait\nfrom IPython.display import display, clear_output\n"
+        "for i in range(100):\n    print(i)\n    display(i) if i % 3 else clear_output()"
+    )
+    seen = []
+    for message in cell.messages:
+        content, kind = message["content"], message["msg_type"]
+        if kind == "stream":
+            seen += [("text", int(line)) for line in content["text"].split()]
+        elif kind == "display_data":
+            seen.append(("shown", int(content["data"]["text/plain"])))
+        elif kind == "clear_output":
+            seen.append(("cleared", -1))
+    expected = []
+    for i in range(100):
+        expected += [("text", i), ("shown", i) if i % 3 else ("cleared", -1)]
+    assert seen == expected
+
+
 def test_wait_raises_the_cells_error_with_its_lines(kernel: Kernel) -> None:
     """Type, text and line numbers are those of the cell in the notebook; no frame of ours."""
     cell = kernel.run("%%remote --wait\nx = 1\nraise ValueError('boom')")
