@@ -601,14 +601,24 @@ class Launcher:
         self._router.remove(ref.id)
         if launched.sent is not None:
             value = self._bring_home(launched.returns[1], launched.sent)
-            if shown.has_result:
+            if shown.end.get("has_result"):
                 self._ip.displayhook.update_user_ns(value)
+        for payload in shown.end.get("payloads", ()):
+            self._ip.payload_manager.write_payload(payload, single=False)
         if ref._kind == Kind.RESULT:
+            if shown.end.get("display_failed"):  # a repr has raised: the cell went well, its reply is an error
+                self._ip._last_traceback_during_displayhook = True
+                self._ip._last_traceback = shown.error_lines
             return
         if launched.replaced:
             self._put_back.append(launched)
+        if shown.later:
+            _once_after(self._ip, shown.show_later)
         error = _error_of(ref)
-        raise _as_in_the_kernel(error, shown.stopped_lines, self._hint(error))
+        shown_error = _as_in_the_kernel(error, shown.stopped_lines, self._hint(error))
+        if _has_group(shown_error):
+            _print_instead(self._ip, shown_error)
+        raise shown_error
 
     def debug(self, id: int) -> bool:
         """Opens the frames of a failed task in a debugger, here in this cell. Returns when the user has had enough.
@@ -754,12 +764,28 @@ class _Shown:
         self._screen = screen
         self._place = place
         self._last = ""
-        self.has_result = False
+        self._ended = False
+        self.end: dict[str, Any] = {}  # what there is to say of the cell beside its value or error
+        self.later: list[tuple[int, Any, bool]] = []  # what came after the error that ended the cell
+        self.error_lines: list[str] = []  # of the error shown last
         self.stopped_lines: list[str] = []
+
+    def show_later(self) -> None:
+        """What belongs after the error, which has been shown by now: figures, say."""
+        self._ended = False
+        for word in self.later:
+            self.take(*word)
+        self.flush()
 
     def take(self, kind: int, content: Any, stderr: bool) -> None:
         """One word of the task."""
-        if kind == Kind.OUTPUT:
+        if kind == Kind.DISPLAY and content["type"] == "over":
+            self.end = content["content"]
+        elif kind == Kind.DISPLAY and content["type"] == "ended":
+            self._ended = True
+        elif self._ended and (kind == Kind.OUTPUT or (kind == Kind.DISPLAY and content["type"] != "stopped")):
+            self.later.append((kind, content, stderr))
+        elif kind == Kind.OUTPUT:
             self._switch("stderr" if stderr else "stdout")
             (sys.stderr if stderr else sys.stdout).write(content)
         elif kind == Kind.DISPLAY:
@@ -780,7 +806,8 @@ class _Shown:
                 update=kind == "update_display_data",
             )
         else:
-            self.has_result = self.has_result or kind == "execute_result"
+            if kind == "error":
+                self.error_lines = content["traceback"]
             self._screen.display(self._place, kind, content)
 
     def _switch(self, what: str) -> None:
@@ -792,6 +819,28 @@ class _Shown:
         """What was written so far is sent before anything else."""
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _once_after(ip: Any, show: Callable[[], None]) -> None:
+    """Calls it when the running cell is over: in a plain kernel figures are drawn then, too."""
+
+    def shown() -> None:
+        ip.events.unregister("post_execute", shown)
+        show()
+
+    ip.events.register("post_execute", shown)
+
+
+def _print_instead(ip: Any, error: BaseException) -> None:
+    """IPython cannot draw exception groups: it prints Python's own traceback. Has it print the worker's, this once."""
+    before = ip.custom_exceptions, ip.CustomTB
+    lines = error._render_traceback_() if hasattr(error, "_render_traceback_") else [str(error)]
+
+    def printed(*_: object, **__: object) -> None:
+        ip.custom_exceptions, ip.CustomTB = before
+        print("\n".join(lines), file=sys.stderr)
+
+    ip.set_custom_exc((type(error),), printed)
 
 
 def _error_of(ref: ObjectRef) -> BaseException:
@@ -848,7 +897,7 @@ def _as_in_the_kernel(error: BaseException, stopped_lines: list[str], hint: list
         if cause is None:  # it could not be sent
             return _shown_as(_stand_in(error.type_name, str(error).partition(": ")[2]), lines)
         # IPython draws these itself, with our frames above them.
-        if isinstance(cause, SyntaxError) or _has_group(cause):
+        if isinstance(cause, SyntaxError):
             return _shown_as(_stand_in(error.type_name, _text_of(cause)), lines)
         return _shown_as(cause, lines)
     if isinstance(error, exceptions.TaskCancelledError) and error.source in ("interrupt", "task"):

@@ -152,7 +152,7 @@ class TerminalScreen:
 
 
 # DISPLAY words that say something to us, and show nothing.
-NO_OUTPUT = frozenset({"stopped", "input_request", "debugged"})
+NO_OUTPUT = frozenset({"stopped", "ended", "over", "input_request", "debugged"})
 
 # Gets what a task says: kind of frame, text or JSON content, whether of stderr.
 Sink = Callable[[int, Any, bool], None]
