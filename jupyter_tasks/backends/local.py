@@ -239,6 +239,13 @@ class LocalBackend(Backend):
             for worker in self._idle:
                 self._send(worker, frame(Kind.PRELOAD, 0, to_json(new)), ())
 
+    def _stay_warm(self) -> None:
+        """A worker is gone, or kept: another has its modules imported before somebody needs it."""
+        if self._preload and not self._idle and not self._stopping:
+            worker = self._new_worker()
+            self._idle.append(worker)
+            self._send(worker, frame(Kind.PRELOAD, 0, to_json(self._preload)), ())
+
     def _forget(self, worker: _Worker) -> None:
         """The worker is gone: closes all we have of it."""
         self._workers.pop(worker.number, None)
@@ -799,6 +806,7 @@ class LocalBackend(Backend):
                 self._forget(worker)
                 if lease is not None:
                     self._host.post(Gone(lease))
+                    self._stay_warm()
 
     # -- looking ----------------------------------------------------------------------------------------------
 
@@ -833,6 +841,7 @@ class LocalBackend(Backend):
             oldest = next((other for other in self._kept if not other.debugged), worker)
             self._send(oldest, frame(Kind.FORGET, oldest.kept), ())
         self._tell_room()
+        self._stay_warm()
 
     def _not_kept(self, worker: _Worker) -> None:
         if worker not in self._kept:

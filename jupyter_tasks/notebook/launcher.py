@@ -253,6 +253,7 @@ class Launcher:
                 for node in tree.body:  # each by itself, as IPython does: the first error is the one
                     compiler(ast.Module([node], []), name, "exec")
         except SyntaxError as error:
+            error.__context__ = None  # that analysis has met it, too
             return error
         return None
 
@@ -329,6 +330,9 @@ class Launcher:
         moved = ambient.difference(self._base, ambient.take(self._ip))
         moved = ambient.without_other_magics(moved, content["source"])
         extra: set[str] = set()
+        first, moved = ambient.those_first(moved)
+        if first is not None:
+            content["first"] = first
         if moved:
             content["ambient"] = moved
             if options.only is None:

@@ -164,3 +164,21 @@ def test_a_cell_that_also_left_threads_tells_both_truths(kernel: Kernel) -> None
     kernel.run("pathlib.Path('go').touch()")
     wait_until(lambda: kernel.run(now).result == "[(False, True)]", "the thread has ended, the frames are kept")
     assert "stay" in debug(kernel, "both", "p stay", "q")
+
+
+@pytest.mark.parametrize("end", ["fails", "is killed"])
+def test_the_next_worker_is_warm(kernel: Kernel, end: str) -> None:
+    """What the notebook has imported is imported in the worker that comes after one that is kept, or gone."""
+    kernel.run("import sys, pandas, os")
+    first = kernel.run("%%remote --wait\nimport pandas, os\nos.getpid()").result
+    lost = kernel.run("%%remote lost\n1 / 0" if end == "fails" else "%%remote lost\ntime.sleep(600)")
+    if end == "is killed":
+        kernel.read_state(lost, "running")
+        kernel.run("%tasks kill lost")
+    kernel.read_state(lost, "failed", "cancelled")
+    wait_until(
+        lambda: kernel.run("jt.api._client().request('status')['idle']").result != "0", "another worker is there"
+    )
+    seen = kernel.run("%%remote --wait\nos.getpid(), 'pandas' in sys.modules").result
+    assert seen is not None and seen.endswith("True)")
+    assert first is not None

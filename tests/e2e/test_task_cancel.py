@@ -401,6 +401,7 @@ def test_force_ends_c_code_that_holds_the_gil(tmp_path: Path) -> None:
 
     ref = jt.remote(task).remote(str(tmp_path / "in"))
     pid = int(words.hear(tmp_path / "in"))
+    words.computes(pid)
     jt.cancel(ref)  # asked politely, it cannot answer
     with pytest.raises(jt.exceptions.GetTimeoutError):
         jt.get(ref, timeout=0.1)

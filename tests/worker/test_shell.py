@@ -59,6 +59,7 @@ def cell(source, namespace=None, n=1, **options):
     story = dict(
         messages=list(messages), value=repr(outcome.value), ename=outcome.ename, evalue=outcome.evalue,
         traceback=outcome.traceback, names=sorted(outcome.namespace), failed=outcome.error is not None,
+        has_result=outcome.has_result, display_failed=outcome.display_failed, payloads=outcome.payloads,
     )
     del outcome
     shell.reset()
