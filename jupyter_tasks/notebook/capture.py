@@ -20,6 +20,7 @@ handed in), tasks, pickling, or what a ref is.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dis
 import functools
 import re
@@ -27,7 +28,7 @@ import string
 import types
 import warnings
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from inspect import CO_OPTIMIZED
@@ -35,7 +36,7 @@ from itertools import chain, islice
 from textwrap import dedent
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-__all__ = ["CellNames", "analyse", "code_names", "collect", "names_behind"]
+__all__ = ["CellNames", "all_names", "analyse", "code_names", "collect", "names_behind"]
 
 FILENAME = "<cell>"
 
@@ -61,6 +62,9 @@ HISTORY_NAMES = _words("_ __ ___ _i _ii _iii In Out _ih _oh _dh")
 # The functions of jupyter_tasks that want the ref itself.
 REF_FUNCTIONS = frozenset({"cancel", "kill", "wait", "as_completed"})
 
+# Reasons of `CellNames.dynamic` for which there is no telling which names are meant.
+_SEES_ALL = _words("exec eval globals locals vars dir magic")
+
 Transform: TypeAlias = Callable[[str], str]
 
 
@@ -83,6 +87,11 @@ class CellNames:
     refs_only: frozenset[str]
     """Those of `reads` that are used only as arguments of cancel, kill, wait or as_completed."""
 
+    @property
+    def may_see_all(self) -> bool:
+        """Any name of the namespace may be read."""
+        return not _SEES_ALL.isdisjoint(self.dynamic)
+
 
 def analyse(source: str, transform: Transform | None = None) -> CellNames:
     """Find what a cell reads, writes, deletes and mutates.
@@ -95,10 +104,9 @@ def analyse(source: str, transform: Transform | None = None) -> CellNames:
         SyntaxError: The cell is not valid Python; `lineno` counts the lines of `source`.
 
     It silences the compiler's warnings meanwhile (the worker compiles the cell again and shows them). That
-    switch is the whole process's before Python 3.14, hence: call it from the main thread.
+    switch is the whole process's, hence: call it from the main thread.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _silence():
         tree = _parse(source, transform)
         code = _compile(tree)
         spelled = _SpellOut(transform)
@@ -106,6 +114,8 @@ def analyse(source: str, transform: Transform | None = None) -> CellNames:
         code = _compile_spelled(tree, spelled) or code
     found = _names_in(code)
     reads = frozenset(found.reads | spelled.unscoped)
+    if (word := source.strip()).isidentifier():
+        reads |= {word}  # a macro's name, perhaps, which the transform has replaced by its text
     return CellNames(
         reads=reads,
         writes=frozenset(found.writes | spelled.writes),
@@ -114,6 +124,20 @@ def analyse(source: str, transform: Transform | None = None) -> CellNames:
         dynamic=frozenset(spelled.dynamic),
         refs_only=frozenset(_only_as_refs(tree)) & reads,
     )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warning is shown. (`warnings.catch_warnings` has Python forget which ones it has shown once already.)"""
+    before, warnings.showwarning = warnings.showwarning, _show_nothing
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def _show_nothing(*_: object, **__: object) -> None:
+    pass
 
 
 def code_names(code: types.CodeType) -> frozenset[str]:
@@ -213,6 +237,14 @@ BODY_MAGICS = frozenset({"capture", "remote"})
 # Cell magics whose body is another language's, or a file's; IPython fills nothing into it.
 FOREIGN_MAGICS = _words(
     "! bash cmd file html javascript js latex markdown perl pypy python python2 python3 ruby script sh svg writefile"
+)
+
+# Magics that read no names but those that are filled into their line.
+NAMELESS_MAGICS = _words(
+    "aimport alias alias_magic autoawait autocall automagic autoreload bookmark cat cd clear colors conda config cp"
+    " dhist dirs doctest_mode env gui history ldir less lf lk ll load_ext ls lsmagic lx mamba man matplotlib micromamba"
+    " mkdir more mv pip popd pprint precision profile pushd pwd quickref rehashx reload_ext rm rmdir set_env sx system"
+    " tasks tb unalias unload_ext uv xmode"
 )
 
 NAMESPACE_FUNCTIONS = frozenset({"globals", "locals", "vars", "dir"})
@@ -383,7 +415,8 @@ def _reasons(call: ast.Call) -> set[str]:
     """Why the names of this call cannot all be seen."""
     magic = _magic(call)
     if magic is not None:
-        return set() if magic.name in CODE_MAGICS or magic.name in FOREIGN_MAGICS else {"magic"}
+        known = magic.name in CODE_MAGICS or magic.name in FOREIGN_MAGICS or magic.name in NAMELESS_MAGICS
+        return set() if known else {"magic"}
     func, args = call.func, call.args
     if isinstance(func, ast.Name):
         unseen_code = func.id in ("exec", "eval") and not _held_by_builtin(func.id, args)
@@ -747,6 +780,11 @@ def collect(
     return dict(sorted(values.items()))
 
 
+def all_names(namespace: Mapping[str, object], hidden: Mapping[str, object]) -> set[str]:
+    """The user's names, without the history."""
+    return {name for name in list(namespace) if name not in HISTORY_NAMES and _is_users(name, namespace, hidden)}
+
+
 def names_behind(values: Iterable[object], namespace: Mapping[str, object]) -> set[str]:
     """The names of this namespace that the functions and classes behind these values read."""
     return set().union(*(_names_behind(value, namespace) for value in values))
@@ -771,10 +809,17 @@ def _names_behind(value: object, namespace: Mapping[str, object]) -> set[str]:
         seen[id(item)] = item
         if type(item) is types.FunctionType and item.__globals__ is namespace:
             names |= code_names(item.__code__)
+        if _is_shell(item, namespace):
+            continue  # it has all of the notebook behind it, and is never sent
         parts = _first(left, _parts(item))
         left -= len(parts)
         waiting.extend(parts)
     return names
+
+
+def _is_shell(item: object, namespace: Mapping[str, object]) -> bool:
+    held = _instance_dict(item)  # which of the two it has depends on IPython's version
+    return held.get("user_ns") is namespace or _instance_dict(held.get("user_module")) is namespace
 
 
 def _first(count: int, items: Iterable[object]) -> list[object]:
@@ -825,7 +870,8 @@ def _cell_contents(cell: types.CellType) -> object:
 
 def _elements(item: Any, kind: type) -> Iterator[object]:
     if issubclass(kind, dict):
-        return chain(dict.values(item), dict.__iter__(item))
+        factory = (item.default_factory,) if kind is defaultdict else ()
+        return chain(factory, dict.values(item), dict.__iter__(item))
     for container in (list, tuple, set, frozenset, deque):
         if issubclass(kind, container):
             return container.__iter__(item)
@@ -834,11 +880,15 @@ def _elements(item: Any, kind: type) -> Iterator[object]:
 
 def _attributes(item: object) -> Iterator[object]:
     """The values of the instance's `__dict__`; a decorated function's `__wrapped__` is one of them."""
+    return iter(dict.values(_instance_dict(item)))
+
+
+def _instance_dict(item: object) -> dict[str, object]:
     try:
         attributes = object.__getattribute__(item, "__dict__")
     except AttributeError:
-        return iter(())
-    return iter(dict.values(attributes)) if issubclass(type(attributes), dict) else iter(())
+        return {}
+    return attributes if issubclass(type(attributes), dict) else {}
 
 
 def _class_parts(cls: Any) -> Iterator[object]:

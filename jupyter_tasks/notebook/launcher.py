@@ -10,6 +10,8 @@ import ast
 import contextlib
 import functools
 import getpass
+import importlib
+import io
 import keyword
 import linecache
 import queue
@@ -20,7 +22,7 @@ import sysconfig
 import threading
 import time
 import types
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,7 +165,9 @@ class Launcher:
         sent: dict[int, Any] | None = {} if outs == "*" else None
         content: dict[str, Any] = {"source": cell, "mutates": sorted(names.mutates)}
         content["file"] = self._file_of(cell, first_line)
-        extra = self._add_ambient(content, taken, options)
+        if (nested := _nested_loops()) is not None:
+            content["nested_loops"] = nested
+        extra = self._add_ambient(content, taken, options, names)
         payload = self._pack(content, taken, extra, keep, wire, label, sent)
         self._warm(client)
         if options.replace:
@@ -322,8 +326,10 @@ class Launcher:
                 wire[key] = getattr(options, key)
         return wire
 
-    def _add_ambient(self, content: dict[str, Any], taken: dict[str, Any], options: CellOptions) -> set[str]:
-        """What the cell finds around it: what has changed here since the session began.
+    def _add_ambient(
+        self, content: dict[str, Any], taken: dict[str, Any], options: CellOptions, names: capture.CellNames
+    ) -> set[str]:
+        """What the cell finds around it: what has changed here since the session began, and names it might look at.
 
         Returns the names that this, and nothing else in the cell, needs; they are among those taken then.
         """
@@ -337,13 +343,30 @@ class Launcher:
             content["ambient"] = moved
             if options.only is None:
                 namespace = self._ip.user_ns
-                names = capture.names_behind(ambient.carried(moved), namespace)
-                found = capture.collect(names, namespace, self._ip.user_ns_hidden)
+                needed = capture.names_behind(ambient.carried(moved), namespace)
+                found = capture.collect(needed, namespace, self._ip.user_ns_hidden)
                 extra = found.keys() - taken.keys()
                 taken.update((name, found[name]) for name in extra)
         if options.wait and options.outs == "*":
             content["random"] = ambient.random_state()
+            if names.may_see_all and options.only is None:
+                seen = self._all_there_is() - taken.keys()
+                taken.update((name, self._ip.user_ns[name]) for name in seen)
+                extra |= seen
+                self._stays |= seen  # one that cannot go is left out without a word: nobody has asked for it
+                content.setdefault("ambient", {})
         return extra
+
+    def _all_there_is(self) -> set[str]:
+        """The user's names but those whose values are not there yet, for the cell shall not wait for what it may not
+        need."""
+        namespace = self._ip.user_ns
+
+        def is_there(value: Any) -> bool:
+            return not isinstance(value, ObjectRef) or (value._client is self._client and value._kind == Kind.RESULT)
+
+        everything = capture.all_names(namespace, self._ip.user_ns_hidden)
+        return {name for name in everything if is_there(namespace[name])}
 
     def _pack(
         self,
@@ -604,6 +627,7 @@ class Launcher:
         shown.flush()
         self._router.remove(ref.id)
         if launched.sent is not None:
+            _import_quietly(shown.end.get("modules", ()))
             value = self._bring_home(launched.returns[1], launched.sent)
             if shown.end.get("has_result"):
                 self._ip.displayhook.update_user_ns(value)
@@ -620,8 +644,12 @@ class Launcher:
             _once_after(self._ip, shown.show_later)
         error = _error_of(ref)
         shown_error = _as_in_the_kernel(error, shown.stopped_lines, self._hint(error))
-        if _has_group(shown_error):
-            _print_instead(self._ip, shown_error)
+        # With `-o '*'` a handler of the notebook's for such errors has come home, and handles it here.
+        handled_here = launched.sent is not None and isinstance(shown_error, self._ip.custom_exceptions)
+        if shown.told and not handled_here:
+            _print_instead(self._ip, shown_error, [])
+        elif _has_group(shown_error):
+            _print_instead(self._ip, shown_error, getattr(shown_error, "_render_traceback_", list)())
         raise shown_error
 
     def debug(self, id: int) -> bool:
@@ -769,6 +797,7 @@ class _Shown:
         self._place = place
         self._last = ""
         self._ended = False
+        self.told = False  # the error that ended the cell has been shown already
         self.end: dict[str, Any] = {}  # what there is to say of the cell beside its value or error
         self.later: list[tuple[int, Any, bool]] = []  # what came after the error that ended the cell
         self.error_lines: list[str] = []  # of the error shown last
@@ -787,6 +816,7 @@ class _Shown:
             self.end = content["content"]
         elif kind == Kind.DISPLAY and content["type"] == "ended":
             self._ended = True
+            self.told = content["content"].get("told", False)
         elif self._ended and (kind == Kind.OUTPUT or (kind == Kind.DISPLAY and content["type"] != "stopped")):
             self.later.append((kind, content, stderr))
         elif kind == Kind.OUTPUT:
@@ -825,6 +855,15 @@ class _Shown:
         sys.stderr.flush()
 
 
+def _import_quietly(names: Iterable[str]) -> None:
+    """What comes home is in these modules. What they print when they are imported was seen when the cell did it."""
+    for name in names:
+        if name not in sys.modules:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                with contextlib.suppress(Exception):  # the value that needs it says so
+                    importlib.import_module(name)
+
+
 def _once_after(ip: Any, show: Callable[[], None]) -> None:
     """Calls it when the running cell is over: in a plain kernel figures are drawn then, too."""
 
@@ -835,14 +874,17 @@ def _once_after(ip: Any, show: Callable[[], None]) -> None:
     ip.events.register("post_execute", shown)
 
 
-def _print_instead(ip: Any, error: BaseException) -> None:
-    """IPython cannot draw exception groups: it prints Python's own traceback. Has it print the worker's, this once."""
+def _print_instead(ip: Any, error: BaseException, lines: list[str]) -> None:
+    """Has IPython print these lines for the error that is about to be raised, this once, and not draw it.
+
+    For exception groups, for which it prints Python's own traceback; and for errors that the worker has told already.
+    """
     before = ip.custom_exceptions, ip.CustomTB
-    lines = error._render_traceback_() if hasattr(error, "_render_traceback_") else [str(error)]
 
     def printed(*_: object, **__: object) -> None:
         ip.custom_exceptions, ip.CustomTB = before
-        print("\n".join(lines), file=sys.stderr)
+        if lines:
+            print("\n".join(lines), file=sys.stderr)
 
     ip.set_custom_exc((type(error),), printed)
 
@@ -882,6 +924,13 @@ def _text_of(error: BaseException) -> str:
         return str(error)
     except Exception:
         return f"<unprintable {type(error).__name__}>"
+
+
+def _nested_loops() -> str | None:
+    """The package that has made event loops of this process nestable, as notebooks do that call asyncio.run."""
+    asyncio = sys.modules.get("asyncio")
+    marks = {"nest_asyncio2": "_nest_asyncio2", "nest_asyncio": "_nest_patched"}
+    return next((package for package, mark in marks.items() if hasattr(asyncio, mark)), None)
 
 
 def _blank_lines(cell: str) -> str:

@@ -23,12 +23,18 @@ numpy, pandas or matplotlib, and must not know what a task is.
 
 from __future__ import annotations
 
+import builtins
+import contextlib
+import importlib
+import io
+import locale
 import os
 import re
 import sys
+import time
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,17 +42,21 @@ from jupyter_tasks.wire.frames import SESSION_MARK
 
 __all__ = [
     "Difference",
+    "First",
     "State",
     "apply",
     "base",
     "carried",
     "difference",
+    "keep",
+    "leave_events_to_the_kernel",
     "leave_out",
     "random_state",
     "reseed",
     "restore",
     "set_random_state",
     "take",
+    "those_first",
     "without_other_magics",
 ]
 
@@ -71,6 +81,7 @@ class _Part:
     put: Callable[[Any, Any, Any], object]  # key, value, shell
     drop: Callable[[Any, Any], object] | Mapping[Any, Any]  # key, shell: back to the default; or the defaults
     library: str | None = None  # a module that must be there; until then values wait
+    beside: str | None = None  # where this is imported, the library may be: the kernel would have it, too
     shell: bool = False  # only with IPython
     inherited: bool = False  # a worker begins with what the kernel had
     pack: Callable[[Any, Any, Any], Any] = _as_it_is  # what travels; key, old value, new value
@@ -82,8 +93,10 @@ class _Part:
 
     def write(self, changed: Mapping[Any, Any], gone: list[Any], ip: Any, is_here: bool = False) -> list[str]:
         if self.library is not None and not is_here and not _is_here(self.library):
-            _wait(self, changed, gone, ip)
-            return []
+            if self.beside is None or not _is_here(self.beside):
+                _wait(self, changed, gone, ip)
+                return []
+            importlib.import_module(self.library)
         notes = []
         for key in [*gone, *changed]:
             try:
@@ -158,11 +171,50 @@ def difference(before: State, after: State) -> Difference:
 
 def apply(sent: Difference, ip: Any = None) -> list[str]:
     """Does a difference to this process. Returns a sentence for each thing that could not be done; never raises."""
-    notes: list[str] = []
+    notes, _notes_of_first[:] = _notes_of_first[:], []
     for part in _PARTS:
         if part.name in sent and (ip is not None or not part.shell):
-            notes += part.write(*sent[part.name], ip)
+            changed, gone = sent[part.name]
+            if part.name == "environ" and _kept_variables:
+                changed = {name: value for name, value in changed.items() if name not in _kept_variables}
+                gone = [name for name in gone if name not in _kept_variables]
+            notes += part.write(changed, gone, ip)
     return notes
+
+
+class First:
+    """A part of a difference that must be in place before what travels behind it in the same pickle is unpickled.
+
+    Names may be of modules that only this `sys.path` finds. So it applies itself when it is loaded; what could not be
+    done is said by the next `apply`. To be put in front of them.
+    """
+
+    def __init__(self, sent: Difference) -> None:
+        self._sent = sent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _apply_first, (self._sent,)
+
+
+_notes_of_first: list[str] = []
+
+
+def _apply_first(sent: Difference) -> None:
+    _notes_of_first[:] = apply(sent)
+
+
+def those_first(sent: Difference) -> tuple[First | None, Difference]:
+    """What must be in place before names are unpickled, and the rest."""
+    first = {part.name: sent[part.name] for part in _PARTS if part.inherited and part.name in sent}
+    return First(first) if first else None, {name: steps for name, steps in sent.items() if name not in first}
+
+
+_kept_variables: set[Any] = set()
+
+
+def keep(variable: str) -> None:
+    """From now on no other process decides on this environment variable of this one."""
+    _kept_variables.add(_raw(variable))
 
 
 def restore(before: State, ip: Any = None) -> None:
@@ -170,6 +222,8 @@ def restore(before: State, ip: Any = None) -> None:
 
     What cannot be put back stays: a working directory that is gone, an extension that has no way to be unloaded.
     """
+    if ip is not None:
+        _hear_events_again(ip)
     _heal(ip)
     for part in _PARTS:
         if part.name not in before or (part.shell and ip is None):
@@ -187,17 +241,20 @@ def carried(sent: Difference) -> list[Any]:
     """Functions, classes and instances of the notebook in a difference: the names they read must come along."""
     held = [each for changed, _ in sent.values() for pair in changed.items() for each in pair]
     inner = [part for each in held for part in (each if isinstance(each, tuple) else (each,))]
+    inner += [value for each in inner if type(each) is dict for value in each.values()]  # of an instance of magics
     return [each for each in inner if _is_notebooks(each)]
 
 
 def without_other_magics(sent: Difference, text: str) -> Difference:
-    """The difference without magics that the text does not mention: what those read may be large."""
+    """The difference without magics, and hooks that only the kernel calls, that the text does not mention: what those
+    read may be large."""
+    sent = {name: steps for name, steps in sent.items() if name not in _MENTIONED or _MENTIONED[name] in text}
     if "magics" not in sent:
         return sent
     changed, gone = sent["magics"]
 
     def is_mentioned(key: Any, magic: Any) -> bool:
-        names = {key[1]} if key[0] != "class" else {name for table in magic.magics.values() for name in table}
+        names = {key[1]} if key[0] != "class" else {name for table in magic[0].magics.values() for name in table}
         return any(name in text for name in names)
 
     kept = {key: magic for key, magic in changed.items() if is_mentioned(key, magic)}
@@ -255,8 +312,6 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
         random.setstate(state["random"])
     if "numpy" in state:
-        import importlib
-
         importlib.import_module("numpy.random").set_state(state["numpy"])
 
 
@@ -384,10 +439,17 @@ def _read_environ(ip: Any) -> dict[Any, Any]:
 
 def _put_environ(name: Any, value: Any, ip: Any) -> None:
     os.environ[os.fsdecode(name)] = os.fsdecode(value)
+    _follow_time_zone(name)
 
 
 def _drop_environ(name: Any, ip: Any) -> None:
     os.environ.pop(os.fsdecode(name), None)
+    _follow_time_zone(name)
+
+
+def _follow_time_zone(name: Any) -> None:
+    if os.fsdecode(name) == "TZ" and hasattr(time, "tzset"):
+        time.tzset()  # who sets the variable says this, too
 
 
 def _pack_environ(name: Any, old: Any, new: Any) -> Any:
@@ -407,6 +469,19 @@ def _put_cwd(key: Any, value: str, ip: Any) -> None:
 
 def _stay(key: Any, ip: Any) -> None:
     """The kernel's directory was deleted, or nobody knows where the earlier one was."""
+
+
+def _read_dhist(ip: Any) -> dict[Any, Any]:
+    visited = ip.user_ns.get("_dh") or ()  # where %cd has been, for `%cd -`
+    return {"_dh": tuple(visited)} if len(visited) > 1 else {}
+
+
+def _put_dhist(key: Any, value: Any, ip: Any) -> None:
+    ip.user_ns["_dh"][:] = value
+
+
+def _drop_dhist(key: Any, ip: Any) -> None:
+    ip.user_ns["_dh"][:] = _read_cwd(ip).values()
 
 
 def _read_path(ip: Any) -> dict[Any, Any]:
@@ -522,7 +597,16 @@ def _read_warnings(ip: Any) -> dict[Any, Any]:
 
 
 def _put_warnings(key: Any, value: Any, ip: Any) -> None:
-    _set_filters([_real_filter(entry) for entry in value])
+    """The familiar filters of this process stay where they are: before the next one that both sides have. If there is
+    none, all were reset, and so are these."""
+    wanted = list(value)
+    behind = None
+    for entry in reversed([_plain_filter(each) for each in warnings.filters]):
+        if entry in _FAMILIAR and entry not in value and behind is not None:
+            wanted.insert(wanted.index(behind), entry)
+        if entry in wanted:
+            behind = entry
+    _set_filters([_real_filter(entry) for entry in wanted])
 
 
 def _drop_warnings(key: Any, ip: Any) -> None:
@@ -540,30 +624,53 @@ def _set_filters(entries: list[Any]) -> None:
 
 
 def _read_logging(ip: Any) -> dict[Any, Any]:
-    root = sys.modules["logging"].root
-    found = {"level": root.level, "disable": root.manager.disable, "handlers": tuple(root.handlers)}
-    return {key: value for key, value in found.items() if value != _LOGGING[key]}
+    manager = sys.modules["logging"].root.manager
+    found: dict[Any, Any] = {"disable": manager.disable} if manager.disable else {}
+    loggers = [
+        ("root", manager.root),
+        *(item for item in manager.loggerDict.items() if item[0] not in _KERNELS_LOGGERS),
+    ]
+    for name, logger in loggers:
+        now = getattr(logger, "level", 0), getattr(logger, "propagate", True), getattr(logger, "handlers", None)
+        if now != (0, True, []) and now[2] is not None:  # the last: a placeholder
+            if now[0] != (30 if name == "root" else 0):
+                found["level", name] = now[0]
+            if not now[1]:
+                found["propagate", name] = False
+            if now[2] and any(type(handler).__name__ != "NullHandler" for handler in now[2]):
+                found["handlers", name] = tuple(now[2])
+    return found
 
 
-_LOGGING = {"level": 30, "disable": 0, "handlers": ()}
+_KERNELS_LOGGERS = {"tornado", "traitlets", "IPKernelApp"}
 
 
 def _put_logging(key: Any, value: Any, ip: Any) -> None:
     logging = sys.modules["logging"]
-    if key == "level":
-        logging.root.setLevel(value)
-    elif key == "disable":
+    if key == "disable":
         logging.disable(value)
+        return
+    what, name = key
+    logger = logging.root if name == "root" else logging.getLogger(name)
+    if what == "level":
+        logger.setLevel(value)
+    elif what == "propagate":
+        logger.propagate = value
     elif value and isinstance(value[0], tuple):
-        mine = [handler for handler in logging.root.handlers if _plain_handler(handler) is None]
-        logging.root.handlers[:] = [*mine, *map(_real_handler, value)]
+        mine = [handler for handler in logger.handlers if _plain_handler(handler) is None]
+        logger.handlers[:] = [*mine, *map(_real_handler, value)]
     else:
-        logging.root.handlers[:] = value
+        logger.handlers[:] = value
+
+
+def _drop_logging(key: Any, ip: Any) -> None:
+    default = {"level": 30 if key[1] == "root" else 0, "propagate": True, "handlers": ()}
+    _put_logging(key, 0 if key == "disable" else default[key[0]], ip)
 
 
 def _pack_logging(key: Any, old: Any, new: Any) -> Any:
     """Handlers as `logging.basicConfig` makes them are made again; files, sockets and the like stay where they are."""
-    if key != "handlers":
+    if key[0] != "handlers":
         return new
     plain_old, plain_new = (tuple(filter(None, map(_plain_handler, handlers or ()))) for handlers in (old, new))
     return _OMIT if plain_new == plain_old or not plain_new else plain_new
@@ -892,7 +999,8 @@ def _put_extension(name: Any, value: Any, ip: Any) -> None:
     if name in _failed:
         return
     try:
-        ip.extension_manager.load_extension(name)
+        with _unheard():
+            ip.extension_manager.load_extension(name)
     except BaseException:
         _failed.add(name)
         raise
@@ -902,9 +1010,17 @@ def _put_extension(name: Any, value: Any, ip: Any) -> None:
 def _drop_extension(name: Any, ip: Any) -> None:
     _brought.pop(name, None)
     try:
-        ip.extension_manager.unload_extension(name)
+        with _unheard():
+            ip.extension_manager.unload_extension(name)
     finally:
         ip.extension_manager.loaded.discard(name)  # it has no way to be unloaded: the next %load_ext does its work
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What it prints was printed where the user loaded it."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _is_notebooks(thing: Any) -> bool:
@@ -941,15 +1057,33 @@ def _notebooks_magics(lines: dict[str, Any], cells: dict[str, Any]) -> dict[Any,
 
 def _read_magics(ip: Any) -> dict[Any, Any]:
     tables = ip.magics_manager.magics
-    return dict(_notebooks_magics(tables["line"], tables["cell"]))
+    found: dict[Any, Any] = dict(_notebooks_magics(tables["line"], tables["cell"]))
+    for key, cls in found.items():
+        if key[0] == "class":
+            instance = dict.get(ip.magics_manager.registry, key[1])
+            found[key] = cls, {name: each for name, each in vars(instance).items() if name not in _OF_ALL_MAGICS}
+    return found
+
+
+_OF_ALL_MAGICS = {
+    *("shell", "magics", "options_table", "_load_config", "_trait_values", "_trait_notifiers", "_trait_validators"),
+    *("_cross_validation_lock", "_obj_ref", "registered"),
+}
 
 
 def _put_magic(key: Any, value: Any, ip: Any) -> None:
     kind, name = key
-    if kind == "class":
-        ip.register_magics(value)
-    else:
+    if kind != "class":
         ip.register_magic_function(value, kind, name)
+        return
+    cls, state = value
+    registry = ip.magics_manager.registry
+    if type(dict.get(registry, name)) is not cls:
+        ip.register_magics(cls)
+    held = vars(dict.get(registry, name))
+    for gone in held.keys() - state.keys() - _OF_ALL_MAGICS:
+        del held[gone]
+    held.update(state)
 
 
 def _drop_magic(key: Any, ip: Any) -> None:
@@ -1043,6 +1177,265 @@ def _drop_formatter(key: Any, ip: Any) -> None:
         number += 1
 
 
+# --- Hooks of the notebook: events, transformers, a handler for errors ------------------------------------
+
+# A worker has them so that a cell can look at them and take them away; the kernel calls them. It triggers the events of
+# the %%remote cell itself, hands over a text that is transformed already, and shows the error in its own way.
+_MENTIONED = {"events": "events", "custom_exc": "custom_exc"}  # most cells do not look at them
+
+
+class _Silent:
+    """Stands for such a hook in a worker: equal to it, but does nothing when it is called."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.function == (other.function if isinstance(other, _Silent) else other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return None
+
+
+class _Later(_Silent):
+    """A transformer of a text that was transformed before it came: only what follows is new."""
+
+    _has_begun = False
+
+    def __call__(self, lines: Any) -> Any:
+        begun, self._has_begun = self._has_begun, True
+        return self.function(lines) if begun else lines
+
+
+class _SilentList(list[Any]):
+    """Callbacks that the cell registers while it runs: the kernel will call them, at this very cell's end."""
+
+    def append(self, each: Any) -> None:
+        super().append(_Silent(each) if _is_notebooks(each) else each)
+
+
+def leave_events_to_the_kernel(ip: Any) -> None:
+    """For a cell that ends in the kernel like one of its own. `restore` undoes it."""
+    callbacks = ip.events.callbacks
+    callbacks.update({event: _SilentList(each) for event, each in callbacks.items()})
+    register = ip.set_custom_exc
+    ip.set_custom_exc = lambda kinds, handler: register(kinds, _Silent(handler) if _is_notebooks(handler) else handler)
+
+
+def _hear_events_again(ip: Any) -> None:
+    callbacks = ip.events.callbacks
+    callbacks.update({event: list(each) for event, each in callbacks.items() if type(each) is _SilentList})
+    vars(ip).pop("set_custom_exc", None)
+
+
+def _own_hooks(hooks: list[Any]) -> list[Any]:
+    found = [each.function if isinstance(each, _Silent) else each for each in hooks]
+    return [each for each in found if _is_notebooks(each) and type(each).__hash__ is not None]
+
+
+def _read_events(ip: Any) -> dict[Any, Any]:
+    callbacks = ip.events.callbacks
+    return {(event, each): True for event, hooks in callbacks.items() if hooks for each in _own_hooks(hooks)}
+
+
+def _put_event(key: Any, value: Any, ip: Any) -> None:
+    event, function = key
+    if function not in ip.events.callbacks[event]:
+        list.append(ip.events.callbacks[event], _Silent(function) if _is_worker(ip) else function)
+
+
+def _drop_event(key: Any, ip: Any) -> None:
+    event, function = key
+    ip.events.callbacks[event].remove(function)
+
+
+def _is_worker(ip: Any) -> bool:
+    return type(ip).__mro__[1].__module__.startswith("jupyter_tasks.")
+
+
+def _transformers(ip: Any) -> dict[str, list[Any]]:
+    manager = ip.input_transformer_manager
+    return {
+        "cleanup": manager.cleanup_transforms,
+        "line": manager.line_transforms,
+        "post": ip.input_transformers_post,
+        "ast": ip.ast_transformers,
+    }
+
+
+def _read_transformers(ip: Any) -> dict[Any, Any]:
+    return {(kind, each): True for kind, hooks in _transformers(ip).items() for each in _own_hooks(hooks)}
+
+
+def _put_transformer(key: Any, value: Any, ip: Any) -> None:
+    kind, transformer = key
+    hooks = _transformers(ip)[kind]
+    if transformer not in hooks:
+        hooks.append(_Later(transformer) if kind in ("cleanup", "line") and _is_worker(ip) else transformer)
+
+
+def _drop_transformer(key: Any, ip: Any) -> None:
+    kind, transformer = key
+    _transformers(ip)[kind].remove(transformer)
+
+
+def _read_custom_exc(ip: Any) -> dict[Any, Any]:
+    if not ip.custom_exceptions:
+        return {}
+    wrapped = ip.CustomTB.__func__  # set_custom_exc has put it round the handler
+    cells = dict(zip(wrapped.__code__.co_freevars, wrapped.__closure__ or (), strict=True))
+    handler = cells["handler"].cell_contents
+    handler = handler.function if isinstance(handler, _Silent) else handler
+    return {"handler": (handler, tuple(ip.custom_exceptions))} if _is_notebooks(handler) else {}
+
+
+def _put_custom_exc(key: Any, value: Any, ip: Any) -> None:
+    handler, kinds = value
+    ip.set_custom_exc(kinds, _Silent(handler) if _is_worker(ip) else handler)
+
+
+def _drop_custom_exc(key: Any, ip: Any) -> None:
+    ip.set_custom_exc((), None)
+
+
+# --- Names that Python shares: builtins, locale -----------------------------------------------------------
+
+_first_builtins: dict[str, Any] = {}
+
+
+def _read_builtins(ip: Any) -> dict[Any, Any]:
+    now = vars(builtins)
+    if not _first_builtins:
+        _first_builtins.update((name, value) for name, value in now.items() if not _is_notebooks_builtin(name, value))
+    if now == _first_builtins:
+        return {}
+    return {
+        name: value
+        for name, value in now.items()
+        if _first_builtins.get(name, _OMIT) is not value and _is_notebooks_builtin(name, value)
+    }
+
+
+def _is_notebooks_builtin(name: str, value: Any) -> bool:
+    if name.startswith("_"):
+        return False
+    is_value = _is_plain(value) or isinstance(value, types.ModuleType)
+    return _is_notebooks(value) or (is_value and name not in ("None", "True", "False"))
+
+
+def _put_builtin(name: Any, value: Any, ip: Any) -> None:
+    setattr(builtins, name, value)
+
+
+def _drop_builtin(name: Any, ip: Any) -> None:
+    if name in _first_builtins:
+        setattr(builtins, name, _first_builtins[name])
+    elif hasattr(builtins, name):
+        delattr(builtins, name)
+
+
+_FIRST_LOCALE = locale.setlocale(locale.LC_ALL)  # a worker's begins with the same, from the same environment
+
+
+def _read_locale(ip: Any) -> dict[Any, Any]:
+    now = locale.setlocale(locale.LC_ALL)
+    return {} if now == _FIRST_LOCALE else {"LC_ALL": now}
+
+
+def _put_locale(key: Any, value: str, ip: Any) -> None:
+    locale.setlocale(locale.LC_ALL, value)
+
+
+# --- Settings of other libraries --------------------------------------------------------------------------
+
+
+def _read_sklearn(ip: Any) -> dict[Any, Any]:
+    config = sys.modules["sklearn._config"]
+    first = config._global_config  # what each thread begins with
+    return {name: value for name, value in config.get_config().items() if not _same(value, first.get(name))}
+
+
+def _put_sklearn(name: Any, value: Any, ip: Any) -> None:
+    sys.modules["sklearn._config"].set_config(**{name: value})
+
+
+def _drop_sklearn(name: Any, ip: Any) -> None:
+    _put_sklearn(name, sys.modules["sklearn._config"]._global_config[name], ip)
+
+
+def _read_bokeh(ip: Any) -> dict[Any, Any]:
+    kind = sys.modules["bokeh.io.state"].curstate().notebook_type
+    return {} if kind is None else {"output_notebook": kind}
+
+
+def _put_bokeh(key: Any, value: Any, ip: Any) -> None:
+    sys.modules["bokeh.io.state"].curstate().output_notebook(value)  # else show() opens a file in a browser
+
+
+def _drop_bokeh(key: Any, ip: Any) -> None:
+    sys.modules["bokeh.io.state"].curstate().reset()
+
+
+def _read_renderer(ip: Any) -> dict[Any, Any]:
+    # Always said: plotly looks for its default in what is round the kernel, which may not be round a worker.
+    return {"default": sys.modules["plotly.io._renderers"].renderers.default}
+
+
+def _put_renderer(key: Any, value: Any, ip: Any) -> None:
+    sys.modules["plotly.io._renderers"].renderers.default = value
+
+
+def _read_templates(ip: Any) -> dict[Any, Any]:
+    name = sys.modules["plotly.io._templates"].templates.default
+    return {} if name == "plotly" or not isinstance(name, str | None) else {"default": name}
+
+
+def _put_template(key: Any, value: Any, ip: Any) -> None:
+    templates = sys.modules["plotly.io._templates"].templates
+    if value is None or all(name in templates for name in value.split("+")):  # not one of the user's own making
+        templates.default = value
+
+
+def _altair() -> dict[str, Any]:
+    altair = vars(sys.modules["altair"])
+    themes = altair.get("themes") or altair["theme"]  # the latter since 5.5, a module with the same names
+    return {"renderers": altair["renderers"], "data_transformers": altair["data_transformers"], "themes": themes}
+
+
+def _read_altair(ip: Any) -> dict[Any, Any]:
+    now = {name: (registry.active, dict(registry.options)) for name, registry in _altair().items()}
+    return {name: value for name, value in now.items() if value not in (("default", {}), ("", {}))}
+
+
+def _put_altair(name: Any, value: Any, ip: Any) -> None:
+    active, options = value
+    _altair()[name].enable(active, **options)
+
+
+def _drop_altair(name: Any, ip: Any) -> None:
+    _put_altair(name, ("default", {}), ip)
+
+
+# Most of polars' options are environment variables; these are not.
+# fmt: off
+_POLARS: dict[str, Any] = {
+    "set_fmt_float": "mixed", "set_float_precision": None, "set_thousands_separator": "",
+    "set_decimal_separator": ".", "set_trim_decimal_zeros": False,
+}
+# fmt: on
+
+
+def _read_polars(ip: Any) -> dict[Any, Any]:
+    now = {name: get() for name, get in sys.modules["polars.config"]._POLARS_CFG_DIRECT_VARS.items()}
+    return {name: value for name, value in now.items() if name in _POLARS and value != _POLARS[name]}
+
+
+def _put_polars(name: Any, value: Any, ip: Any) -> None:
+    getattr(sys.modules["polars.config"].Config, name)(value)
+
+
 # --- The table --------------------------------------------------------------------------------------------
 
 # In the order in which they are applied: an extension is imported with the path and the directory of the notebook, its
@@ -1052,15 +1445,21 @@ _PARTS = (
     _Part("environ", "os.environ[{!r}]", _read_environ, _put_environ, _drop_environ,
           inherited=True, pack=_pack_environ),
     _Part("cwd", "The working directory", _read_cwd, _put_cwd, _stay, inherited=True),
+    _Part("dhist", "{}", _read_dhist, _put_dhist, _drop_dhist, shell=True),
     _Part("path", "sys.path", _read_path, _put_path, _stay, inherited=True, pack=_pack_path),
     _Part("interpreter", "sys.{}", _read_interpreter, _put_interpreter, _INTERPRETER),
+    _Part("locale", "The locale", _read_locale, _put_locale, {"LC_ALL": _FIRST_LOCALE}),
+    _Part("builtins", "builtins.{}", _read_builtins, _put_builtin, _drop_builtin),
     _Part("extensions", "The extension {}", _read_extensions, _put_extension, _drop_extension, shell=True),
     _Part("settings", "{}", _read_settings, _put_settings, _drop_settings, shell=True),
     _Part("inline", "InlineBackend.{}", _read_inline, _put_inline, _INLINE, "matplotlib_inline.config",
-          shell=True),
+          "matplotlib.pyplot", shell=True),
     _Part("aliases", "The alias {}", _read_aliases, _put_alias, _drop_alias, shell=True),
     _Part("magics", "The magic {}", _read_magics, _put_magic, _drop_magic, shell=True),
     _Part("formatters", "The formatter {}", _read_formatters, _put_formatter, _drop_formatter, shell=True),
+    _Part("events", "The callback {}", _read_events, _put_event, _drop_event, shell=True),
+    _Part("transformers", "The transformer {}", _read_transformers, _put_transformer, _drop_transformer, shell=True),
+    _Part("custom_exc", "The {} of set_custom_exc", _read_custom_exc, _put_custom_exc, _drop_custom_exc, shell=True),
     _Part("decimal", "decimal.getcontext().{}", _read_decimal, _put_decimal, _DECIMAL, "decimal"),
     _Part("numpy", "The option {} of numpy", _read_numpy, _put_numpy, _NUMPY, "numpy"),
     _Part("pandas", "The option {} of pandas", _read_pandas, _put_pandas, _drop_pandas, "pandas"),
@@ -1068,8 +1467,14 @@ _PARTS = (
     _Part("backend", "matplotlib's {}", _read_backend, _put_backend, _drop_backend, "matplotlib", pack=_pack_backend),
     _Part("interactive", "plt.ioff()", _read_interactive, _put_interactive, {"interactive": True},
           _INLINE_MODULE, shell=True),
-    _Part("logging", "The {} of the root logger", _read_logging, _put_logging, _LOGGING, "logging",
-          pack=_pack_logging),
+    _Part("sklearn", "The setting {} of scikit-learn", _read_sklearn, _put_sklearn, _drop_sklearn, "sklearn"),
+    _Part("bokeh", "bokeh's {}", _read_bokeh, _put_bokeh, _drop_bokeh, "bokeh.io.state"),
+    _Part("renderer", "plotly's renderer", _read_renderer, _put_renderer, _stay, "plotly.io._renderers"),
+    _Part("template", "plotly's template", _read_templates, _put_template, {"default": "plotly"},
+          "plotly.io._templates"),
+    _Part("altair", "altair's {}", _read_altair, _put_altair, _drop_altair, "altair"),
+    _Part("polars", "The option {} of polars", _read_polars, _put_polars, _POLARS, "polars.config"),
+    _Part("logging", "The logging {}", _read_logging, _put_logging, _drop_logging, "logging", pack=_pack_logging),
     _Part("warnings", "The filters of warnings", _read_warnings, _put_warnings, _drop_warnings),
 )
 # fmt: on

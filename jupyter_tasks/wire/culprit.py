@@ -21,6 +21,7 @@ from jupyter_tasks.exceptions import UnserializableError
 from jupyter_tasks.wire.serialize import (
     ATOMS,
     Namespace,
+    Nowhere,
     OpenFileError,
     Pickler,
     Reducers,
@@ -117,16 +118,11 @@ def blame(
     return _describe(place, value if hidden is None else hidden, hidden is not None, error)
 
 
-class _Nowhere:
-    def write(self, data: object) -> None:
-        pass
-
-
 class _Probe(Pickler):
     """Pickles into nowhere and remembers what it was asked to reduce last."""
 
     def __init__(self, namespace: Namespace | None, reducers: Reducers | None) -> None:
-        super().__init__(_Nowhere(), lambda buffer: None, namespace, reducers)
+        super().__init__(Nowhere(), lambda buffer: None, namespace, reducers)
         self.trail: collections.deque[object] = collections.deque(maxlen=TRAIL)
 
     def reducer_override(self, obj: Any) -> Any:

@@ -30,6 +30,7 @@ import copyreg
 import datetime
 import decimal
 import fractions
+import io
 import itertools
 import mmap
 import pathlib
@@ -68,11 +69,14 @@ def _is_worth_a_place(value: object) -> bool:
 _MISSING = object()
 
 # Objects that nobody can change, among those that pickle by more than a name.
-_CONSTANT = (
+_CONSTANT: tuple[type, ...] = (
     *(types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.MethodType, types.GenericAlias),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction),
-    *(pathlib.PurePath, range, slice, complex, uuid.UUID, re.Pattern, property, staticmethod, classmethod),
+    *(pathlib.PurePath, range, slice, complex, uuid.UUID, re.Pattern, re.Match, property, staticmethod, classmethod),
     *(str, bytes, tuple, frozenset, int, float),
+    *(types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType),
+    *(types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType),
+    *(types.MappingProxyType, type({}.keys()), type({}.values()), type({}.items())),  # cut off from what they show
 )
 
 
@@ -92,6 +96,9 @@ class Received:
         for table in filter(_is_table, self._objects):
             for part in _table_parts(table):  # they go with the table
                 self.places.pop(id(part), None)
+        for value in self._objects:
+            if hasattr(type(value), "__setstate__"):  # it may have made the dict that it was given its own
+                self.places.pop(id(_own_dict(value)), None)
         self._known = _Known(self.places)
         own = [value for value in self._objects if id(value) in self.places]
         self._looks = [(value, look) for value in own if (look := _look_at(value, self._known)) is not None]
@@ -169,15 +176,25 @@ Look = Callable[[], tuple[str, Any] | None]
 def _look_at(value: Any, known: _Known) -> Look | None:
     """Notes how a value looks. None for what cannot change, or cannot be looked at."""
     kind = type(value)
+    if kind is list:  # these two come by the hundred thousand
+        return _look_at_items("list", list, value, known)
+    if kind is dict:
+        return _look_at_items("dict", lambda value: _flat(value.items()), value, known)
     if _is_table(value):
         return _look_at_table(value, known)
     if _is_index(value):
         return _look_at_items("index", lambda index: list(index.names), value, known)
+    if kind is types.FunctionType and serialize.is_dispatcher(value):
+        return _look_at_items("dispatcher", lambda dispatcher: _flat(dispatcher.registry.items()), value, known)
     if issubclass(kind, type):
         return _look_at_class(value, known) if value.__module__ == "__main__" else None
-    if issubclass(kind, _CONSTANT) or _is_scalar(value):
+    if issubclass(kind, _CONSTANT) or _is_scalar(value) or _is_iterator(kind):
         return None
-    looks = []
+    if isinstance(value, BaseException):
+        return _look_at_names("attributes", lambda: _parts_of_exception(value), known)
+    if isinstance(value, _BUFFERS):
+        return _look_at_buffer(value, known)
+    looks: list[Look | None] = []
     if _is_array(value):
         looks.append(_look_at_array(value, known))
     for base, how, items in _CONTAINERS:
@@ -188,7 +205,12 @@ def _look_at(value: Any, known: _Known) -> Look | None:
         if _holds_more_than_attributes(kind) and not _is_array(value):
             looks.append(_look_at_state(value, known))
     if kind.__dictoffset__ != 0 or _slots(kind):
-        looks.append(_look_at_names("attributes", lambda: attributes_of(value), known))
+        if len(looks) == 0 and isinstance(getattr(kind, "__getstate__", None), types.FunctionType):
+            looks.append(_look_at_own_state(value, known))
+        else:
+            looks.append(_look_at_names("attributes", lambda: attributes_of(value), known))
+        if kind.__flags__ & serialize.HEAP_TYPE:
+            return _look_at_class_of(value, _all_of([look for look in looks if look is not None]))
     return _all_of([look for look in looks if look is not None])
 
 
@@ -198,8 +220,25 @@ def _all_of(looks: list[Look]) -> Look | None:
         return looks[0] if looks else None
 
     def look() -> tuple[str, Any] | None:
-        changes = [change for each in looks if (change := each()) is not None]
-        return ("several", changes) if changes else None
+        return _as_one([change for each in looks if (change := each()) is not None])
+
+    return look
+
+
+def _as_one(changes: list[tuple[str, Any]]) -> tuple[str, Any] | None:
+    if len(changes) < 2:
+        return changes[0] if changes else None
+    return "several", changes
+
+
+def _look_at_class_of(value: Any, look_at_rest: Look | None) -> Look:
+    kind = type(value)
+
+    def look() -> tuple[str, Any] | None:
+        change = look_at_rest() if look_at_rest is not None else None
+        if type(value) is kind:
+            return change
+        return _as_one([("class of", type(value)), *([change] if change is not None else [])])
 
     return look
 
@@ -246,6 +285,14 @@ _CONTAINERS: list[tuple[type, str, Callable[[Any], list[Any]]]] = [
 ]
 
 
+def _own_dict(value: Any) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = object.__getattribute__(value, "__dict__")
+    except Exception:  # it has none
+        return None
+    return found
+
+
 def _slots(kind: type) -> list[str]:
     names: list[str] = copyreg._slotnames(kind)  # type: ignore[attr-defined]  # what object.__reduce_ex__ uses
     return names
@@ -284,7 +331,8 @@ def _holds_more_than_attributes(kind: type) -> bool:
     """It was written in C, or derives from such a type: its instances are larger than their names need."""
     if kind is types.FunctionType:
         return False
-    names = len(_slots(kind)) + 2  # slots, `__dict__` and `__weakref__`
+    # Since 3.11 `__dict__` stands before the object, since 3.12 the weak references, too: their offset is negative.
+    names = len(_slots(kind)) + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
     return kind.__basicsize__ > object.__basicsize__ + names * _POINTER
 
 
@@ -293,6 +341,77 @@ def _state_of(value: Any) -> Any:
     own: Any = copyreg.dispatch_table.get(type(value))
     reduced = own(value) if own is not None else value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
     return reduced[2] if isinstance(reduced, tuple) and len(reduced) > 2 else None
+
+
+def _look_at_own_state(value: Any, known: _Known) -> Look:
+    """For objects whose class says what of them travels: attributes as they are, and what it makes for the way."""
+
+    def parts() -> tuple[dict[str, Any], Any]:
+        """Attributes that the state holds as they are or leaves out; the rest of the state."""
+        held = attributes_of(value)
+        try:
+            state = value.__getstate__()
+        except Exception:
+            return held, None
+        if not isinstance(state, dict):
+            return {}, state
+        made = {name: each for name, each in state.items() if held.get(name, _MISSING) is not each}
+        return {name: each for name, each in held.items() if name not in made}, made
+
+    attributes, made = parts()
+    mark = known.fingerprint(made) if made else None
+    look_at_attributes = _look_at_names("attributes", lambda: attributes, known)
+
+    def look() -> tuple[str, Any] | None:
+        nonlocal attributes, made
+        attributes, made = parts()
+        changes = []
+        if (known.fingerprint(made) if made else None) != mark:
+            changes.append(("state", value.__getstate__()))
+        if (change := look_at_attributes()) is not None:
+            assigned, deleted = change[1]
+            # What cannot be sent was left out for that reason.
+            goes = {name: each for name, each in assigned.items() if known.fingerprint(each) != -1}
+            if goes or deleted:
+                changes.append(("attributes", (goes, deleted)))
+        return _as_one(changes)
+
+    return look
+
+
+def _parts_of_exception(error: BaseException) -> dict[str, Any]:
+    """Its own pickling gives less."""
+    named = (
+        "args",
+        "__cause__",
+        "__context__",
+        "__suppress_context__",
+    )  # in this order: a cause suppresses the context
+    return {**attributes_of(error), **{name: getattr(error, name) for name in named}}
+
+
+_BUFFERS = (io.StringIO, io.BytesIO)
+
+
+def _look_at_buffer(value: Any, known: _Known) -> Look | None:
+    if value.closed:
+        return None
+    look_at_state = _look_at_state(value, known)
+
+    def look() -> tuple[str, Any] | None:
+        if value.closed:
+            return "closed", None
+        return look_at_state() if look_at_state is not None else None
+
+    return look
+
+
+def _is_iterator(kind: type) -> bool:
+    """One of Python's own. Its state is not all of it: it holds another iterator, say, or has come to its end.
+
+    Not those of `tee`: they share what they have read, and their state says so.
+    """
+    return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__") and kind.__name__ != "_tee"
 
 
 def _look_at_state(value: Any, known: _Known) -> Look | None:
@@ -312,13 +431,21 @@ def _look_at_state(value: Any, known: _Known) -> Look | None:
     return look
 
 
+_TRANSPARENT = frozenset({list, dict, set, tuple, str, bytes, types.FunctionType, types.CellType})
+
+
 def _is_opaque(value: Any) -> bool:
     """Only its own code can look into it, and it has no state to set: as iterators, or tensors."""
     kind = type(value)
-    if issubclass(kind, (type, *_CONSTANT, *(base for base, _, _ in _CONTAINERS))) or _is_scalar(value):
+    if kind in _TRANSPARENT:
         return False
+    others = (type, BaseException, *_BUFFERS, *(base for base, _, _ in _CONTAINERS))
+    if issubclass(kind, (*others, *_CONSTANT)) or _is_scalar(value):
+        return False
+    if _is_iterator(kind):
+        return True
     if _is_array(value):
-        return not _is_plain_array(value)  # masked arrays and matrices hold more than their numbers
+        return not _is_plain_array(value)  # masked arrays hold more than their numbers
     if _is_table(value) or _is_index(value) or not _holds_more_than_attributes(kind):
         return False
     try:
@@ -363,7 +490,7 @@ class _Content:
         self._value = value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._value.__reduce_ex__(protocol)
+        return self._value.view(sys.modules["numpy"].ndarray).__reduce_ex__(protocol)
 
 
 def _content_of(value: Any, known: _Known) -> Callable[[], bool] | None:
@@ -450,20 +577,29 @@ class Views:
             if owner is value:
                 return NotImplemented
             if start <= low and high <= start + owner.nbytes:
-                offset = _start(value) - start
-                return _make_view, (owner, offset, value.shape, value.strides, value.dtype, value.flags.writeable)
+                place = (_start(value) - start, value.shape, value.strides, value.dtype, value.flags.writeable)
+                attributes = getattr(value, "__dict__", None) or None  # of a subclass
+                return _make_view, (owner, *place, type(value)), attributes, None, None, _fill_view
         return NotImplemented
 
 
 def _is_plain_array(value: object) -> bool:
-    return _is_array(value) and type(value) is sys.modules["numpy"].ndarray
+    """Its numbers and attributes are all there is: of a subclass, too, unless it has pickling of its own."""
+    return _is_array(value) and serialize.has_only(type(value), sys.modules["numpy"].ndarray)
 
 
-def _make_view(owner: Any, offset: int, shape: Any, strides: Any, dtype: Any, writeable: bool) -> Any:
-    view = sys.modules["numpy"].ndarray(shape, dtype, owner, offset, strides)
+def _make_view(owner: Any, offset: int, shape: Any, strides: Any, dtype: Any, writeable: bool, kind: type) -> Any:
+    array = sys.modules["numpy"].ndarray
+    view = array(shape, dtype, owner, offset, strides)
+    if kind is not array:
+        view = view.view(kind)
     if not writeable:
         view.flags.writeable = False
     return view
+
+
+def _fill_view(view: Any, attributes: dict[str, Any]) -> None:
+    vars(view).update(attributes)
 
 
 def _can_own(value: Any) -> bool:
@@ -612,6 +748,20 @@ def _apply_attributes(original: Any, state: tuple[dict[str, Any], list[str]]) ->
         object.__setattr__(original, name, value)  # as pickle does it: also for frozen dataclasses
 
 
+def _apply_dispatcher(original: Any, flat: list[Any]) -> None:
+    for cls, implementation in zip(flat[::2], flat[1::2], strict=True):
+        if original.registry.get(cls) is not implementation:
+            original.register(cls, implementation)
+
+
+def _apply_class_of(original: Any, cls: type) -> None:
+    object.__setattr__(original, "__class__", cls)
+
+
+def _apply_closed(original: Any, _: None) -> None:
+    original.close()
+
+
 def _apply_class(original: type, state: tuple[dict[str, Any], list[str]]) -> None:
     assigned, deleted = state
     for name in deleted:
@@ -638,7 +788,7 @@ def _apply_array(original: Any, new: Any) -> None:
     if not writeable:
         original.flags.writeable = True
     try:
-        original[...] = new
+        sys.modules["numpy"].ndarray.__setitem__(original, ..., new)
     finally:
         if not writeable:
             original.flags.writeable = False
@@ -666,6 +816,9 @@ _APPLY: dict[str, Callable[[Any, Any], None]] = {
     "cell": _apply_cell,
     "attributes": _apply_attributes,
     "class": _apply_class,
+    "class of": _apply_class_of,
+    "closed": _apply_closed,
+    "dispatcher": _apply_dispatcher,
     "state": _apply_state,
     "array": _apply_array,
     "index": _apply_index,

@@ -6,8 +6,10 @@ cloudpickle ships what lives in `__main__` by value. This module adds what a not
   loading side's namespace. (cloudpickle sends along the globals the function read; when such a function
   comes back, it would go on reading those old copies: silently wrong.)
 - What cloudpickle cannot send or should not: lru_cache, singledispatch and cached_property in `__main__`,
-  IPython's shell, open files (refused: it would send their content).
-- A class that comes home finds the original and leaves it as it is.
+  IPython's shell, open files (refused: it would send their content), closed ones, matches, generators that have ended.
+- A class that comes home finds the original and leaves it as it is. None is made twice: what its metaclass and
+  `__init_subclass__` have done when it was written, they do not do again where it arrives.
+- An exception travels as it is, without its `__init__`, and with its causes.
 - What cannot be pickled is refused with its path, `x['a'][0]`, and advice.
 - Arrays leave the pickle as buffers (protocol 5); `shared` carries those without a copy.
 
@@ -24,20 +26,28 @@ import numpy, pandas or IPython: it recognises their objects by name.
 
 from __future__ import annotations
 
+import abc
 import builtins
+import contextlib
 import copyreg
+import enum
 import functools
 import importlib
+import inspect
 import io
+import os
 import pickle
+import re
 import sys
 import threading
 import types
+import typing
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import cloudpickle
+from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_ID as _known_classes
 
 from jupyter_tasks.exceptions import JupyterTasksError
 
@@ -224,6 +234,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle publish
         super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
         self._namespace = namespace
         self._reducers = reducers
+        self._by_kind: dict[type, Callable[[Pickler, Any], Any] | None] = {}  # what `_way_for` has said
+        self._chains = True  # see _chain_of
         if namespace is not None:
             self.dispatch_table[types.CellType] = self._reduce_cell
             # Ids of the cells that a function brought along. Its function, in the memo, keeps each alive.
@@ -238,19 +250,48 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle publish
             if reduced is not NotImplemented:
                 return reduced
         kind = type(obj)
-        if kind is types.FunctionType:
-            if self._namespace is not None and obj.__globals__ is self._namespace:
-                return self._reduce_notebook_function(obj)
-            if obj.__code__ is _singledispatch_code and not is_importable(obj):
-                return _reduce_singledispatch(obj)
-            return super().reducer_override(obj)
-        if issubclass(kind, type):
-            return _reduce_class(obj, super().reducer_override(obj))
-        if kind.__name__ in _SHELLS:
-            return _this_shell, ()
-        if obj is sys.stdout or obj is sys.stderr:  # a kernel's are ipykernel's own, with sockets and threads
-            return getattr, (sys, "stdout" if obj is sys.stdout else "stderr")
+        try:
+            way = self._by_kind[kind]
+        except KeyError:
+            way = self._by_kind[kind] = _way_for(kind)
+        return NotImplemented if way is None else way(self, obj)
+
+    def _reduce_function(self, func: types.FunctionType) -> Any:
+        if self._namespace is not None and func.__globals__ is self._namespace:
+            return self._reduce_notebook_function(func)
+        if is_dispatcher(func):
+            return _reduce_singledispatch(func)
+        return super().reducer_override(func)
+
+    def _reduce_class(self, cls: type) -> Any:
+        return _reduce_class(cls, super().reducer_override(cls))
+
+    def _refuse_part_of_shell(self, part: object) -> Any:
+        raise pickle.PicklingError("it belongs to IPython's shell, and each process has its own")
+
+    def _reduce_stream(self, stream: Any) -> Any:
+        if stream is sys.stdout or stream is sys.stderr:  # a kernel's are ipykernel's own, with sockets and threads
+            return getattr, (sys, "stdout" if stream is sys.stdout else "stderr")
         return NotImplemented
+
+    def _reduce_exception(self, error: BaseException) -> Any:
+        if type(error) in self.dispatch_table:
+            return NotImplemented
+        return _reduce_exception(error, self._chain_of(error))
+
+    def _chain_of(self, error: BaseException) -> dict[str, object]:
+        """Cause and context, unless they cannot be sent: they are no reason to refuse the error itself."""
+        chain = {name: held for name in _CHAIN if (held := getattr(error, name))}
+        if chain and self._chains:
+            probe = Pickler(Nowhere(), lambda buffer: None, self._namespace, self._reducers)
+            probe._chains = False  # it takes the errors behind these along: else each would double the work
+            try:
+                probe.dump(chain)
+            except MemoryError:
+                raise
+            except Exception:
+                return {}
+        return chain
 
     def _reduce_notebook_function(self, func: types.FunctionType) -> tuple[Any, ...]:
         # As in cloudpickle, the function is made first and filled afterwards, so that it may refer to itself.
@@ -284,6 +325,45 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle publish
         if id(cell) in self._cells:
             return types.CellType, ()
         return _reducers_by_type[types.CellType](cell)
+
+
+class Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: object) -> None:
+        pass
+
+
+def _way_for(kind: type) -> Callable[[Pickler, Any], Any] | None:
+    """How the objects of a type are reduced, where pickle's own rules and the dispatch table do not do."""
+    if kind is types.FunctionType:
+        return Pickler._reduce_function
+    if issubclass(kind, type):
+        return Pickler._reduce_class
+    if kind.__name__ in _SHELLS:
+        return lambda _, shell: (_this_shell, ())
+    if any(cls.__module__ == "IPython.core.magic" for cls in kind.__mro__):
+        return Pickler._refuse_part_of_shell
+    if kind.__name__ == "_TemporaryFileWrapper" and kind.__module__ == "tempfile":
+        return lambda _, file: _reduce_temporary_file(file)
+    if kind is type(sys.stdout) or kind is type(sys.stderr):
+        return Pickler._reduce_stream
+    if issubclass(kind, BaseException):
+        return Pickler._reduce_exception if has_only(kind, BaseException) else None
+    numpy: Any = sys.modules.get("numpy")
+    if issubclass(kind, getattr(numpy, "ndarray", ())):  # numpy may be imported by half, by another thread
+        if kind is numpy.ndarray:
+            return lambda _, array: _reduce_array(array)
+        # (A memmap's attributes are about its file. It has always gone as its numbers.)
+        if has_only(kind, numpy.ndarray) and kind.__dictoffset__ and not issubclass(kind, numpy.memmap):
+            return lambda _, array: _reduce_subclassed_array(array)
+    return None
+
+
+def has_only(kind: type, base: Any) -> bool:
+    """Its pickling is that of `base`: no class in between has any of its own."""
+    names = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in names)
 
 
 def _make_function(
@@ -339,30 +419,229 @@ _copies: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def _reduce_class(cls: type, reduced: Any) -> Any:
-    """cloudpickle's way, if by value (make, arguments, state, None, None, fill), with our steps around it."""
+    """cloudpickle's way, if by value (make, arguments, state, None, None, fill), with makers of our own."""
     if not isinstance(reduced, tuple) or len(reduced) != 6:
         return reduced
     if cls not in _copies:
         _born_here.add(cls)
-    make, arguments, state, _, _, fill = reduced
+    _, arguments, (attributes, _), _, _, _ = reduced
+    if issubclass(cls, enum.Enum):
+        return _reduce_enum(cls, arguments, attributes)
+    meta, name, bases, kwargs, id, _ = arguments
+    kwargs = {**kwargs, "__qualname__": cls.__qualname__}
+    if meta is type and "__orig_bases__" in vars(cls):  # Generic looks at it when the class is made
+        bases, kwargs["__orig_bases__"] = cls.__bases__, vars(cls)["__orig_bases__"]
+    for attribute, value in vars(cls).items():  # what a base has, too, cloudpickle takes away
+        if attribute not in attributes and attribute not in _MADE_ANEW and not isinstance(value, _OF_SLOTS):
+            attributes[attribute] = value
     slots = vars(cls).get("__slots__")
-    if slots and isinstance(slots, (str, tuple, list, dict)) and make.__name__ == "_make_skeleton_class":
+    if isinstance(slots, (str, tuple, list, dict)):
         # Else a copy has a `__dict__` where the original has slots, and its instances cannot come home.
-        arguments = (*arguments[:3], {**arguments[3], "__slots__": slots}, *arguments[4:])
-    return _make_class, (make, arguments), (fill, state), None, None, _fill_class
+        kwargs["__slots__"] = slots
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            attributes.pop(_mangled(cls, slot), None)
+    return _make_class, (meta, name, bases, kwargs, id), attributes, None, None, _fill_class
 
 
-def _make_class(make: Callable[..., type], arguments: tuple[Any, ...]) -> type:
-    cls = make(*arguments)
-    if cls not in _born_here:
-        _copies.add(cls)
+_MADE_ANEW = ("__dict__", "__weakref__", "__module__", "__annotate_func__", "_abc_impl")
+_OF_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+
+
+def _mangled(cls: type, name: str) -> str:
+    is_private = name.startswith("__") and not name.endswith("__")
+    return f"_{cls.__name__.lstrip('_')}{name}" if is_private else name
+
+
+def _make_class(meta: type, name: str, bases: tuple[Any, ...], kwargs: dict[str, Any], id: str) -> type:
+    known: type | None = _known_classes.get(id)
+    if known is not None:
+        return known
+    body = {sys.intern(key): value for key, value in kwargs.items()}
+    cls: type = cloudpickle.cloudpickle._lookup_class_or_track(id, _bare_class(meta, name, bases, body))
+    _copies.add(cls)
     return cls
 
 
-def _fill_class(cls: type, state: tuple[Callable[[type, Any], object], Any]) -> None:
-    fill, attributes = state
+def _bare_class(meta: type, name: str, bases: tuple[Any, ...], body: dict[str, Any]) -> type:
+    """As `class` makes it, but nothing of the notebook's own is told of it: it was told of the original."""
+    written, bases = bases, types.resolve_bases(bases)
+    teller: Any = next(cls for cls in meta.__mro__ if is_importable(cls))  # `type`, if no library's
+    if teller is meta:
+        quiet = _quiet(bases)
+        if quiet is None:
+            return types.new_class(name, written, {"metaclass": meta}, lambda namespace: namespace.update(body))
+    namespace = {**teller.__prepare__(name, bases), **body}
+    if bases is not written:
+        namespace["__orig_bases__"] = written
+    for extra in _quiet(bases) or [()]:
+        cls: type = teller.__new__(meta, name, (*extra, *bases), dict(namespace))
+        teller.__init__(cls, name, bases, namespace)
+        if not extra:
+            return cls
+        try:
+            type.__setattr__(cls, "__bases__", bases or (object,))
+        except TypeError:  # "object layout differs": another one fits
+            continue
+        return cls
+    raise AssertionError("the last one has no extra base")
+
+
+def _quiet(bases: tuple[Any, ...]) -> list[tuple[type, ...]] | None:
+    """Bases that keep a notebook's `__init_subclass__` from being called; the first that has the layout will do.
+
+    None if there is nothing to keep from it.
+    """
+    if all(is_importable(cls) for base in bases for cls in base.__mro__ if "__init_subclass__" in vars(cls)):
+        return None
+    if any(base.__dictoffset__ for base in bases):
+        return [(_Quiet,), (_QuietSlots,), ()]
+    return [(_QuietSlots,), (_Quiet,), ()]
+
+
+class _QuietSlots:
+    __slots__ = ()
+
+    @classmethod
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        pass
+
+
+class _Quiet:
+    @classmethod
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        pass
+
+
+def _fill_class(cls: type, attributes: dict[str, Any]) -> None:
+    if cls not in _copies:
+        return
+    registered = attributes.pop("_abc_impl", ())
+    # Past a `__setattr__` of the metaclass, which was asked when the class was written. (The enums' own refuses.)
+    for name, value in attributes.items():
+        type.__setattr__(cls, name, value)
+    if "__firstlineno__" in attributes:  # from 3.13 on; setting `__module__` takes it away
+        type.__setattr__(cls, "__firstlineno__", attributes["__firstlineno__"])
+    for subclass in registered:
+        abc.ABCMeta.register(cls, subclass)  # type: ignore[arg-type]  # it has `_abc_impl`, so it is an ABCMeta's
+
+
+_OF_ENUMS = ("_generate_next_value_", "_member_names_", "_member_map_", "_member_type_", "_value2member_map_")
+_OF_MEMBERS = ("_value_", "_name_", "__objclass__", "_sort_order_")
+
+
+def _reduce_enum(cls: Any, arguments: tuple[Any, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    bases, name, qualname, _, module, id, _ = arguments
+    members = {each: member.value for each, member in cls.__members__.items()}  # with aliases
+    for each in (*_OF_ENUMS, *members):
+        attributes.pop(each, None)
+    notes = {
+        each: {key: held for key, held in vars(member).items() if key not in _OF_MEMBERS}
+        for each, member in cls.__members__.items()
+        if hasattr(member, "__dict__")
+    }
+    state = (attributes, {each: note for each, note in notes.items() if note})
+    return _make_enum, (bases, name, qualname, members, module, id), state, None, None, _fill_enum
+
+
+def _make_enum(bases: tuple[Any, ...], name: str, qualname: str, members: dict[str, Any], module: str, id: str) -> type:
+    known: type | None = _known_classes.get(id)
+    if known is not None:
+        return known
+    cls: type = cloudpickle.cloudpickle._make_skeleton_enum(bases, name, qualname, members, module, id, None)
+    _copies.add(cls)
+    return cls
+
+
+def _fill_enum(cls: Any, state: tuple[dict[str, Any], dict[str, dict[str, Any]]]) -> None:
+    attributes, notes = state
+    _fill_class(cls, attributes)
     if cls in _copies:
-        fill(cls, attributes)
+        for name, note in notes.items():
+            cls.__members__[name].__dict__.update(note)
+
+
+def _reduce_typevar(var: typing.TypeVar) -> Any:
+    reduced = cloudpickle.cloudpickle._typevar_reduce(var)
+    return (_make_typevar, (*reduced, var.__module__)) if reduced[0] is not getattr else reduced
+
+
+def _make_typevar(make: Callable[..., Any], arguments: tuple[Any, ...], module: str) -> Any:
+    var = make(*arguments)
+    var.__module__ = module  # it takes that of its maker
+    return var
+
+
+# --- Exceptions -------------------------------------------------------------------------------------------
+
+_CHAIN = ("__cause__", "__context__", "__suppress_context__")  # in this order: a cause suppresses the context
+HEAP_TYPE = 1 << 9  # a flag of classes that were not compiled in
+
+
+def _reduce_exception(error: BaseException, chain: dict[str, object]) -> Any:
+    """Without its own `__init__`: `args` are what that has given to Exception's, not what it takes.
+
+    The traceback stays: it holds the frames.
+    """
+    kind = type(error)
+    initialized = isinstance(kind.__init__, types.FunctionType) or isinstance(kind.__new__, types.FunctionType)
+    if not initialized and not chain:
+        return NotImplemented
+    make = (_make_exception, (kind, error.args)) if initialized else (kind, error.args)
+    members = vars(error)
+    slots = {name: held for name, held in attributes_of(error).items() if name not in members}
+    return (*make, (members, {**slots, **chain}), None, None, _fill_exception)
+
+
+def _make_exception(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    native: Any = next(cls for cls in kind.__mro__ if not cls.__flags__ & HEAP_TYPE)
+    error: BaseException = native.__new__(kind, *args)
+    try:
+        native.__init__(error, *args)  # a SyntaxError's fields, say
+    except TypeError:  # its own has not given it what it wants either
+        error.args = args
+    return error
+
+
+def _fill_exception(error: BaseException, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    members, others = state
+    vars(error).update(members)
+    for name, value in others.items():
+        object.__setattr__(error, name, value)
+
+
+# --- Arrays -----------------------------------------------------------------------------------------------
+
+_SMALL = 100_000  # bytes; as much as `shared` copies anyhow
+
+
+def _reduce_array(value: Any) -> Any:
+    """A small array with memory of its own gets its own over there, so that it can be resized."""
+    if value.nbytes >= _SMALL or value.base is not None or value.dtype.hasobject:
+        return NotImplemented
+    make, arguments, *rest = value.__reduce_ex__(PROTOCOL)
+    if rest or not arguments or type(arguments[0]) is not pickle.PickleBuffer:
+        return NotImplemented
+    return _make_small_array, (make, *arguments)
+
+
+def _make_small_array(make: Callable[..., Any], *arguments: Any) -> Any:
+    array = make(*arguments)
+    return array.copy("K") if array.flags.writeable else array
+
+
+def _reduce_subclassed_array(value: Any) -> Any:
+    """With its attributes."""
+    attributes = vars(value)
+    if not attributes:
+        return NotImplemented
+    make, arguments, state = value.__reduce__()
+    return make, arguments, (state, attributes), None, None, _fill_subclassed_array
+
+
+def _fill_subclassed_array(array: Any, state: tuple[Any, dict[str, Any]]) -> None:
+    content, attributes = state
+    array.__setstate__(content)
+    vars(array).update(attributes)
 
 
 # --- Reducers of single types -----------------------------------------------------------------------------
@@ -384,6 +663,11 @@ def is_importable(obj: Any) -> bool:
     for part in obj.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is obj
+
+
+def is_dispatcher(func: types.FunctionType) -> bool:
+    """A notebook's function with `@singledispatch`."""
+    return func.__code__ is _singledispatch_code and not is_importable(func)
 
 
 def _this_shell() -> Any:
@@ -461,10 +745,161 @@ class OpenFileError(pickle.PicklingError):
     """cloudpickle would send the content of a file that is open for reading. Nobody asked for that."""
 
 
-def _reduce_file(file: io.TextIOWrapper) -> Any:
+def _reduce_file(file: Any) -> Any:
+    """A closed file, as `with open(...) as f` leaves it, becomes a closed one with the same name and mode."""
     if file is sys.__stdout__ or file is sys.__stderr__:
         return getattr, (sys, "__stdout__" if file is sys.__stdout__ else "__stderr__")
-    raise OpenFileError("An open file cannot be sent to another process.")
+    if not _is_closed(file):
+        raise OpenFileError("An open file cannot be sent to another process.")
+    layers: list[tuple[type, tuple[Any, ...]]] = []
+    if type(file) is io.TextIOWrapper:
+        how = (file.encoding, file.errors, None, file.line_buffering, file.write_through)
+        layers.append((io.TextIOWrapper, how))
+        inner: Any = file.buffer
+    else:
+        inner = file
+    if type(inner) in _BUFFERED:
+        layers.append((type(inner), ()))
+        inner = inner.raw
+    if type(inner) is not io.FileIO:
+        raise OpenFileError("An open file cannot be sent to another process.")
+    attributes = {} if inner is file else getattr(file, "__dict__", {})  # `mode`, of a text file
+    return _make_closed_file, (inner.name, inner.mode, layers[::-1], attributes)
+
+
+_BUFFERED = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
+
+
+def _is_closed(file: Any) -> bool:
+    try:
+        return bool(file.closed)
+    except ValueError:  # detached from what it wrapped
+        return False
+
+
+def _make_closed_file(name: Any, mode: str, layers: list[tuple[Any, tuple[Any, ...]]], attributes: Any) -> Any:
+    # An own descriptor of nothing: with it no mode opens, creates or truncates anything.
+    file: Any = io.FileIO(os.open(os.devnull, os.O_RDWR), mode)
+    file.name = name
+    for kind, arguments in layers:
+        file = kind(file, *arguments)
+    vars(file).update(attributes)
+    file.close()
+    return file
+
+
+def _reduce_temporary_file(file: Any) -> Any:
+    """A closed one. Without its attributes it cannot be asked for anything, not even by pickle."""
+    if not file.file.closed:
+        return NotImplemented
+    return _make_temporary_file, (type(file), file.file, file.name)
+
+
+def _make_temporary_file(kind: Any, file: Any, name: str) -> Any:
+    return kind(file, name, delete=False)
+
+
+def _reduce_buffer(buffer: Any) -> Any:
+    """A closed one cannot tell its state."""
+    if not buffer.closed:
+        return buffer.__reduce_ex__(PROTOCOL)
+    return _make_closed_buffer, (type(buffer),), dict(vars(buffer)) or None
+
+
+def _make_closed_buffer(kind: Any) -> Any:
+    buffer = kind()
+    buffer.close()
+    return buffer
+
+
+_ITERATORS: list[Any] = [iter([]), iter(()), iter(""), iter("é"), reversed([])]  # one of each type
+
+
+def _reduce_iterator(iterator: Any) -> Any:
+    """One that has come to its end stays there."""
+    make, arguments, *position = iterator.__reduce__()
+    if not position:
+        return _make_exhausted, (make, *arguments)
+    return make, arguments, (*arguments, *position), None, None, _set_position
+
+
+def _set_position(iterator: Any, state: tuple[Any, int]) -> None:
+    """Also behind the end of a list that comes home shorter, and grows when the changes are applied."""
+    items, position = state
+    lacking = position + 1 - len(items) if isinstance(items, list) else 0
+    if lacking > 0:
+        list.extend(items, [None] * lacking)
+    iterator.__setstate__(position)
+    if lacking > 0:
+        list.__delitem__(items, slice(-lacking, None))
+
+
+def _make_exhausted(make: Callable[..., Any], *arguments: Any) -> Any:
+    iterator = make(*arguments)
+    for _ in iterator:
+        pass
+    return iterator
+
+
+def _reduce_match(match: re.Match[Any]) -> tuple[Any, ...]:
+    """By searching again, which finds the same: a match of `finditer` from where it begins."""
+    for way, start in (("match", match.pos), ("search", match.pos), ("fullmatch", match.pos), ("match", match.start())):
+        arguments = (match.re, way, match.string, start, match.endpos)
+        if (found := _make_match(*arguments)) is not None and found.regs == match.regs:
+            return _make_match, arguments
+    raise pickle.PicklingError("cannot pickle 're.Match' object")
+
+
+def _make_match(pattern: Any, way: str, string: Any, start: int, end: int) -> Any:
+    return getattr(pattern, way)(string, start, end)
+
+
+def _reduce_generator(kind: str, running: Any) -> tuple[Any, ...]:
+    """One that has ended is empty wherever it is."""
+    if _frame_of(running) is not None:
+        raise TypeError(f"cannot pickle {type(running).__name__!r} object")  # as pickle says it
+    return _make_ended, (kind, running.__name__, running.__qualname__)
+
+
+def _frame_of(running: Any) -> Any:
+    return getattr(running, {"generator": "gi_frame", "coroutine": "cr_frame"}.get(type(running).__name__, "ag_frame"))
+
+
+def _make_ended(kind: str, name: str, qualname: str) -> Any:
+    ended: Any = _ENDED[kind]()
+    ended.__name__, ended.__qualname__ = name, qualname
+    with contextlib.suppress(StopIteration, StopAsyncIteration):
+        (ended.__anext__() if kind == "async_generator" else ended).send(None)
+    return ended
+
+
+def _generator() -> Iterator[None]:
+    return
+    yield
+
+
+async def _coroutine() -> None:
+    pass
+
+
+async def _async_generator() -> typing.AsyncIterator[None]:
+    return
+    yield
+
+
+_ENDED: dict[str, Callable[[], Any]] = {
+    "generator": _generator,
+    "coroutine": _coroutine,
+    "async_generator": _async_generator,
+}
+
+
+def _reduce_context(manager: Any) -> Any:
+    """One that was not entered is made again. `@tagged("b")` keeps such a one, and makes others from it itself."""
+    begun = inspect.getgeneratorstate(manager.gen) != inspect.GEN_CREATED if inspect.isgenerator(manager.gen) else True
+    if begun or not hasattr(manager, "func"):
+        return manager.__reduce_ex__(PROTOCOL)
+    return type(manager), (manager.func, manager.args, manager.kwds)
 
 
 # `maps[0]` of cloudpickle's ChainMap holds its own entries; copyreg's, the other part, may change later.
@@ -474,7 +909,15 @@ _reducers_by_type: dict[type, Callable[[Any], Any]] = {
     functools._lru_cache_wrapper: _reduce_lru_cache,
     functools.cached_property: _reduce_cached_property,
     functools.singledispatchmethod: _reduce_singledispatchmethod,
-    io.TextIOWrapper: _reduce_file,
+    typing.TypeVar: _reduce_typevar,
+    re.Match: _reduce_match,
+    **dict.fromkeys(map(type, _ITERATORS), _reduce_iterator),
+    types.GeneratorType: functools.partial(_reduce_generator, "generator"),
+    types.CoroutineType: functools.partial(_reduce_generator, "coroutine"),
+    types.AsyncGeneratorType: functools.partial(_reduce_generator, "async_generator"),
+    contextlib._GeneratorContextManager: _reduce_context,
+    **dict.fromkeys((io.TextIOWrapper, io.FileIO, *_BUFFERED), _reduce_file),
+    **dict.fromkeys((io.StringIO, io.BytesIO), _reduce_buffer),
 }
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
 from jupyter_tasks.exceptions import UnserializableError
@@ -17,15 +18,17 @@ from jupyter_tasks.wire.frames import Kind, to_json
 from jupyter_tasks.worker import progress
 from jupyter_tasks.worker.shell import CellOutcome, worker_shell
 
-__all__ = ["ask", "forget", "namespace", "pack", "pack_changes", "run"]
+__all__ = ["ask", "forget", "namespace", "namespace_of_cell", "pack", "pack_changes", "run"]
 
 
 _before: ambient.State = {}  # what this process was like before the cell came
 
 
-def namespace() -> dict[str, Any]:
+def namespace(worker: Any) -> dict[str, Any]:
     """The dict that the next cell will run in: functions that come with it are bound to it."""
     global _before
+    if worker.config["gpus"]:
+        ambient.keep("CUDA_VISIBLE_DEVICES")  # given out by the supervisor
     shell = worker_shell()
     _before = ambient.take(shell.ip)
     return shell.fresh_namespace()
@@ -38,11 +41,9 @@ def run(worker: Any, id: int, options: Mapping[str, Any], content: dict[str, Any
         worker.send(Kind.DISPLAY, id, to_json({"type": kind, "content": message}))
 
     shell = worker_shell()
-    moved = content.get("ambient", {})
-    if worker.config["gpus"] and "environ" in moved:  # given out by the supervisor
-        moved["environ"][0].pop(b"CUDA_VISIBLE_DEVICES", None)
+    shell.join_matplotlib()  # before the log level follows the kernel's: a kernel has joined it long ago
     with worker.guard.held():
-        for note in ambient.apply(moved, shell.ip):
+        for note in ambient.apply(content.get("ambient", {}), shell.ip):
             print(note, file=sys.stderr)
         if "random" in content:
             ambient.set_random_state(content["random"])
@@ -50,8 +51,10 @@ def run(worker: Any, id: int, options: Mapping[str, Any], content: dict[str, Any
             ambient.reseed()
         if options.get("star"):
             content["started"] = ambient.take(shell.ip)
+            ambient.leave_events_to_the_kernel(shell.ip)
     waited_for = bool(options.get("wait"))
     progress.show_tqdm_text(waited_for)
+    shell.learn_sources(content.get("sources", {}))
     outcome = shell.run_cell(
         content["source"],
         content["names"],
@@ -60,11 +63,30 @@ def run(worker: Any, id: int, options: Mapping[str, Any], content: dict[str, Any
         first_line=options.get("first_line", ""),
         show_interrupt=waited_for,
         stdin=functools.partial(ask, worker, id) if waited_for else None,
+        file_name=content.get("file", ""),
+        waited=waited_for,
+        nested_loops=content.get("nested_loops", ""),
     )
+    if waited_for:
+        over = {name: getattr(outcome, name) for name in ("has_result", "display_failed", "payloads")}
+        emit("over", {**over, "modules": _modules_of(outcome.namespace.values())})
     if isinstance(outcome.error, KeyboardInterrupt):
         # How it looked when it stopped, for the cell that waits; the end itself is told as for every task.
         emit("stopped", {"traceback": outcome.traceback})
     return outcome
+
+
+def _modules_of(values: Iterable[object]) -> list[str]:
+    """The modules that are imported where these values arrive. There what they print has been seen already."""
+    names = set()
+    for value in values:
+        kind = type(value)
+        if kind is ModuleType:
+            names.add(value.__name__)  # type: ignore[attr-defined]
+        else:
+            is_named = kind is FunctionType or issubclass(kind, type)
+            names.add(value.__module__ if is_named else kind.__module__)
+    return sorted(name for name in names if isinstance(name, str) and name != "__main__")
 
 
 def ask(worker: Any, id: int, prompt: str, is_password: bool) -> str:
@@ -105,20 +127,22 @@ def pack_changes(outcome: CellOutcome, content: Mapping[str, Any]) -> shared.Pay
         # A name that was a ref: its value is no object of the notebook's, so the analysis must say what is changed.
         or (name in content["mutates"] and name in content["resolved"])
     }
+    first, moved = ambient.those_first(ambient.difference(content["started"], ambient.take(worker_shell().ip)))
     home: dict[str, Any] = {
+        "first": first,
         "assigned": assigned,
         "deleted": [name for name in before if name not in outcome.namespace],
         "changed": changed,
         "value": outcome.value,
         "left_out": received.unseen,
-        "ambient": ambient.difference(content["started"], ambient.take(worker_shell().ip)),
+        "ambient": moved,
         "random": ambient.random_state(),
     }
     views = identity.Views([*received.arrays(), *assigned.values(), outcome.value])
 
     def pickled(value: Any, root: str = "value") -> Any:
         return serialize.dumps(
-            value, namespace=_own(), known=received.places, reducers=views, root=root, to="the notebook"
+            value, namespace=namespace_of_cell(), known=received.places, reducers=views, root=root, to="the notebook"
         )
 
     try:
@@ -152,7 +176,9 @@ def _leave_out(home: dict[str, Any], pickled: Callable[..., Any]) -> None:
 def pack(value: Any) -> shared.Payload:
     """A value for the notebook. One that cannot be sent is an error for who gets it, not for the cell."""
     try:
-        data, buffers = serialize.dumps(value, namespace=_own(), root="the cell's value", to="the notebook")
+        data, buffers = serialize.dumps(
+            value, namespace=namespace_of_cell(), root="the cell's value", to="the notebook"
+        )
     except UnserializableError as error:
         data, buffers = serialize.dumps(_Unsendable(error))
     return shared.pack(data, buffers)
@@ -173,6 +199,7 @@ def _raise_unsendable(message: str, path: str, type_name: str) -> None:
     raise UnserializableError(message, path=path, type_name=type_name)
 
 
-def _own() -> dict[str, Any]:
+def namespace_of_cell() -> dict[str, Any]:
+    """The dict that the cell has run in."""
     own: dict[str, Any] = worker_shell().ip.user_ns
     return own

@@ -527,8 +527,21 @@ class _Worker:
         self._flush()
         os._exit((code or 0) & 0xFF)
 
-    def _error_frame(self, id: int, info: Any, *, flags: int, lines: list[str] | None = None) -> bytes:
-        """What the task raised, as far as it can be sent; always inline, never more than a part of a message."""
+    def _error_frame(
+        self,
+        id: int,
+        info: Any,
+        *,
+        flags: int,
+        lines: list[str] | None = None,
+        namespace: dict[str, Any] | None = None,
+    ) -> bytes:
+        """What the task raised, as far as it can be sent; always inline, never more than a part of a message.
+
+        Args:
+            lines: how the shell draws it, for a cell.
+            namespace: the cell's: methods of an error's class that was made there are the notebook's at home.
+        """
         kind, error, trace = info
         trace = _own_frames_dropped(trace)
         try:
@@ -543,10 +556,10 @@ class _Worker:
             "exception": None,
         }
         try:
-            data, buffers = serialize.dumps(error, root=kind.__name__)
+            data, buffers = serialize.dumps(error, root=kind.__name__, namespace=namespace)
             if not buffers and len(data) < shared.INLINE_LIMIT // 2:
                 record["exception"] = bytes(data)
-                pickle.loads(record["exception"])  # one that does not load is worth nothing over there
+                serialize.loads(record["exception"], namespace=namespace)  # what does not load is worth nothing
         except Exception:
             record["exception"] = None
         body = pickle.dumps(record, 5)
@@ -562,8 +575,9 @@ class _Worker:
 
         self._around = None  # a cell has more around it, and looks after it itself
         modules.forget_edited()
-        content = self._content(body, fd, cells.namespace(), options)
-        self._cleanup = cells.forget
+        namespace = cells.namespace(self)
+        self._cleanup = cells.forget  # from here on: what arrives may have changed the directory, and then fail
+        content = self._content(body, fd, namespace, options)
         outcome = cells.run(self, id, options, content)
         # A worker with GPUs would keep their memory, too.
         if isinstance(outcome.error, Exception) and outcome.error.__traceback__ and self.config.get("keep"):
@@ -582,7 +596,14 @@ class _Worker:
         finally:
             _close(fd)
         memo: dict[int, Any] | None = {} if options.get("star") else None
-        arrived = serialize.loads(data, buffers, namespace=namespace, memo=memo)
+        if memo is not None:  # modules that print when they are imported have done so in the notebook
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), 1)
+                os.dup2(null.fileno(), 2)
+        try:
+            arrived = serialize.loads(data, buffers, namespace=namespace, memo=memo)
+        finally:
+            self.streams.install()
         names = arrived["names"]
         content: dict[str, Any] = {  # another dict: those that arrived are objects that are looked at, too
             **arrived,
@@ -592,7 +613,11 @@ class _Worker:
         self.replaced = frozenset(id(content["names"][name]) for name in content["resolved"])
         if memo is not None:
             from jupyter_tasks.wire import identity
+            from jupyter_tasks.worker.shell import worker_shell
 
+            shell = worker_shell().ip  # no copy: what the cell does to it is not done to the kernel's as such
+            for place in [place for place, held in memo.items() if held is shell]:
+                del memo[place]
             content["received"] = identity.Received(memo)
         return content
 
@@ -629,7 +654,8 @@ class _Worker:
             raise
         if outcome.error is not None and not isinstance(outcome.error, KeyboardInterrupt):
             info = (type(outcome.error), outcome.error, outcome.error.__traceback__)
-            ends.append(self._error_frame(id, info, flags=0, lines=outcome.traceback))
+            own = cells.namespace_of_cell()
+            ends.append(self._error_frame(id, info, flags=0, lines=outcome.traceback, namespace=own))
         return ends, fds
 
     # -- what a task leaves behind ----------------------------------------------------------------------------

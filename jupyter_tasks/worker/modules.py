@@ -25,7 +25,7 @@ _INSTALLED = tuple({_PATHS[key] + os.sep for key in ("stdlib", "platstdlib", "pu
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 _looked_at: set[str] = set()  # names of modules that were there at the last look
-_stamps: dict[str, tuple[ModuleType, str, _Stamp]] = {}  # the user's own of them
+_stamps: dict[str, tuple[ModuleType, object, str, _Stamp]] = {}  # the user's own, with their spec: a reload renews it
 _last_look = 0  # time.time_ns()
 
 
@@ -37,8 +37,9 @@ def forget_edited() -> list[str]:
     """
     global _last_look
     now = time.time_ns()
-    edited = {name for name, (module, path, stamp) in _stamps.items() if _is_edited(name, module, path, stamp)}
-    if len(sys.modules) != len(_looked_at) or not sys.modules.keys() <= _looked_at:
+    reloaded = any(module.__spec__ is not spec for module, spec, _, _ in _stamps.values())
+    edited = {name for name, known in _stamps.items() if _is_edited(name, *known)}
+    if reloaded or len(sys.modules) != len(_looked_at) or not sys.modules.keys() <= _looked_at:
         edited |= _note_new_ones()
     _last_look = now
     if not edited:
@@ -56,19 +57,20 @@ def forget_edited() -> list[str]:
     return sorted(edited)
 
 
-def _is_edited(name: str, module: ModuleType, path: str, stamp: _Stamp) -> bool:
-    return sys.modules.get(name) is module and _stamp(path) not in (stamp, None)
+def _is_edited(name: str, module: ModuleType, spec: object, path: str, stamp: _Stamp) -> bool:
+    return sys.modules.get(name) is module and module.__spec__ is spec and _stamp(path) not in (stamp, None)
 
 
 def _note_new_ones() -> set[str]:
     edited = set()
     for name, module in list(sys.modules.items()):
-        if name in _looked_at and (name not in _stamps or _stamps[name][0] is module):
+        known = _stamps.get(name)
+        if name in _looked_at and (known is None or (known[0] is module and known[1] is module.__spec__)):
             continue
         path = _own_file(module)
         stamp = _stamp(path) if path else None
         if path and stamp is not None:
-            _stamps[name] = (module, path, stamp)
+            _stamps[name] = (module, module.__spec__, path, stamp)
             if _last_look and stamp[0] > _last_look:
                 edited.add(name)
     _looked_at.clear()
@@ -102,7 +104,7 @@ def _with_those_that_use(edited: set[str]) -> set[str]:
     more = True
     while more:
         more = False
-        for name, (module, _, _) in _stamps.items():
+        for name, (module, *_) in _stamps.items():
             if name not in found and _uses(module, found):
                 found.add(name)
                 more = True

@@ -13,7 +13,9 @@ library) go on reading the dict they were made in, so it must not be refilled fo
 its namespace up through `user_module` and `user_ns` each time, so each cell can have a fresh module.
 
 **Lines count as in the notebook.** A cell `%%remote train` is compiled with that line in front, as a comment:
-line numbers in tracebacks, warnings and inspect.getsource are right. Tracebacks take the `#` away again.
+line numbers in tracebacks, warnings and inspect.getsource are right. Tracebacks take the `#` away again. The
+notebook may give the file name of the cell, and texts of earlier cells: then warnings and tracebacks say what
+they say in the kernel.
 
 **Interrupts.** The SIGINT handler that decides whether to raise KeyboardInterrupt belongs to somebody else.
 While a cell runs, `_SigintGate` stands before it for three things that only the shell can know: that an event
@@ -29,21 +31,24 @@ It must not know tasks, frames, sockets or the notebook. Importing it imports no
 from __future__ import annotations
 
 import builtins
+import contextlib
+import contextvars
 import gc
 import importlib
 import linecache
+import logging
 import math
 import os
-import re
 import signal
 import sys
 import threading
 import time
 import traceback
 import types
+import warnings
 from base64 import b64encode
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from numbers import Integral, Real
 from typing import Any, Literal, NoReturn
@@ -52,7 +57,9 @@ __all__ = ["CellOutcome", "Emit", "Shell", "Stdin", "preload", "worker_shell"]
 
 # Called with a message type ("display_data", "update_display_data", "execute_result", "clear_output" or
 # "error") and the content of that message, which json can write. "error" is one that was shown but did not
-# end the cell (%run and %tb do that); the error that ended it is in the outcome instead.
+# end the cell (%run and %tb do that); the error that ended it is in the outcome instead. In a cell that is
+# waited for it is announced by "ended", {"told": whether nothing is left to show of it}: what follows
+# comes from callbacks of `post_execute` and belongs after the error.
 Emit = Callable[[str, dict[str, Any]], None]
 
 # Called with the prompt and whether it is a password; returns the line.
@@ -68,7 +75,7 @@ _PRELOADED = (
 _KEPT_SOURCES = 200  # cells whose source stays in linecache; a guess: functions of old cells may still raise
 _THREAD_GRACE = 0.1  # seconds for idle threads of a closed event loop to end, before the cell counts as done
 _HERE = __name__.rpartition(".")[0] + "."  # frames of this package's worker side are hidden in tracebacks
-_LOOP_MODULES = {"asyncio", "selectors", "uvloop"}
+_LOOP_MODULES = {"asyncio", "nest_asyncio", "nest_asyncio2", "selectors", "uvloop"}
 _NOT_NAMES = {
     *(
         "__annotate__",
@@ -98,6 +105,10 @@ class CellOutcome:
             sends none: after a UsageError, which is text on stderr.
         ename, evalue: the error's type and text; "" without an error.
         namespace: the cell's names with their values, without IPython's own.
+        has_result: whether IPython has stored `value` in `_` and Out. So it has also if nothing could be shown.
+        display_failed: whether an error was shown while a result was formatted. The cell goes on then; but
+            ipykernel calls its reply an error.
+        payloads: pages and next inputs for the front-end, if the cell was waited for.
     """
 
     value: object
@@ -106,6 +117,9 @@ class CellOutcome:
     ename: str
     evalue: str
     namespace: dict[str, object]
+    has_result: bool = False
+    display_failed: bool = False
+    payloads: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,9 +128,13 @@ class _Run:
 
     emit: Emit
     stdin: Stdin | None
+    source: str
     first_line: str
+    file_name: str
     silent_result: bool
     show_interrupt: bool
+    waited: bool
+    nested_loops: str
     # "starting": interrupts wait. "code": they are raised, and an error that is shown may be the cell's.
     # "after" (post_execute, where figures are drawn): they are raised, the code has ended. "over": dropped.
     phase: Literal["starting", "code", "after", "over"] = "starting"
@@ -124,7 +142,11 @@ class _Run:
     depth: int = 0  # of run_code: 1 in the cell's statements, 2 in those of a `get_ipython().run_cell` in it
     result: Any = None  # IPython's ExecutionResult for the statement at depth 1
     value: object = None  # what the displayhook got in the last statement at depth 1
+    has_result: bool = False  # `value` was stored in Out
+    display_failed: bool = False
     shown: tuple[BaseException, list[str]] | None = None  # an error that is probably the cell's own
+    told: BaseException | None = None  # what `shown` holds, if that was sent already
+    exit_filter: Any = None  # in warnings.filters, while IPython ends a statement that has raised SystemExit
     magics: int = 0  # how many line and cell magics are running, nested
     swallowed: KeyboardInterrupt | None = None  # one that IPython only showed; raised when its magic returns
     loop: Any = None  # of an async cell
@@ -172,6 +194,7 @@ class Shell:
         self._attributes = set(vars(ip))
         self._builtins = dict(vars(builtins))
         self._display_pub = ip.display_pub
+        self._loop_runner = ip.loop_runner
         self._ready = False  # whether `ip.user_ns` is a namespace that no cell has run in
 
     def fresh_namespace(self) -> dict[str, object]:
@@ -195,6 +218,9 @@ class Shell:
         silent_result: bool = False,
         show_interrupt: bool = True,
         stdin: Stdin | None = None,
+        file_name: str = "",
+        waited: bool = False,
+        nested_loops: str = "",
     ) -> CellOutcome:
         """Run a cell to its end. Main thread only.
 
@@ -209,15 +235,21 @@ class Shell:
             show_interrupt: format the traceback of a KeyboardInterrupt. That takes 0.1 to 0.3 s below deep
                 library code, which a task that is to stop should not take if nobody will see it.
             stdin: answers input() and getpass(); without it they raise at once.
+            file_name: what the cell's code is compiled under; without it, IPython's own name.
+            waited: somebody shows it as if it had run in the kernel: pages become payloads, a loop is running as
+                in the kernel, and the raise of its error is left to them (see `Emit`).
+            nested_loops: "nest_asyncio" or "nest_asyncio2", if that has been applied in the kernel. It stays
+                applied in this process.
 
         Raises:
             KeyboardInterrupt: never through the SIGINT handler found at the call; those are outcomes.
 
-        An async cell runs on an event loop of its own in this thread. When it ends, tasks it leaves behind are
-        cancelled and awaited, and the loop is closed. Threads and processes it leaves are not touched.
+        A cell that awaits, or is waited for, runs on an event loop of its own in this thread. When it ends, tasks
+        that it leaves behind are cancelled and awaited, and the loop is closed. In others asyncio.run works, and
+        what refuses to run in a running loop. Threads and processes that a cell leaves are not touched.
         """
         first_line = first_line.splitlines()[0] if first_line.strip() else ""
-        run = _Run(emit, stdin, first_line, silent_result, show_interrupt)
+        run = _Run(emit, stdin, source, first_line, file_name, silent_result, show_interrupt, waited, nested_loops)
         before = _replaceable_state()
         try:
             with _SigintGate(run):
@@ -239,6 +271,15 @@ class Shell:
             _restore_state(before)
             _flush()
         return outcome
+
+    def learn_sources(self, sources: Mapping[str, tuple[int, str]]) -> None:
+        """Take texts of earlier cells, `{file name: (number, text)}`, for tracebacks and inspect; the last are kept."""
+        for name, (number, text) in list(sources.items())[-_KEPT_SOURCES:]:
+            self.ip.compile.learn(name, number, text)
+
+    def join_matplotlib(self) -> None:
+        """Figures are shown at the end of cells also if matplotlib was imported before there was a shell."""
+        _join_matplotlib(self.ip)
 
     def reset(self) -> None:
         """Forget the cell: namespace, Out and history, figures, tracebacks, what it registered with IPython.
@@ -334,20 +375,63 @@ class Shell:
         coroutine = ip.run_cell_async(
             source, store_history=True, transformed_cell=transformed, preprocessing_exc_tuple=failed
         )
-        is_async = ip.should_run_async(source, transformed_cell=transformed, preprocessing_exc_tuple=failed)
+        is_async = self._should_run_async(run, source, transformed, failed)
+        runner = ip.loop_runner if is_async else self._run_in_loop if run.waited else _run_without_loop
         result: Any = None
         try:
-            result = ip.loop_runner(coroutine) if is_async else _run_without_loop(coroutine)
+            result = runner(coroutine)
         except BaseException as failure:  # not in the cell's code, where IPython catches all, but on the way
             result = _failed_result(failure)
             ip.showtraceback(running_compiled_code=True)
         finally:
             coroutine.close()
         run.phase = "after"
+        error = result.error_before_exec or result.error_in_exec
+        if run.waited and error is not None:
+            run.emit("ended", {"told": _is_told(run, error)})
         ip.events.trigger("post_execute")
         ip.events.trigger("post_run_cell", result)
-        error = result.error_before_exec or result.error_in_exec
         return self._outcome_of(run, run.swallowed or error)
+
+    def _run_in_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a cell that awaits nothing, as a step of a loop. Not in a context of its own, though: a kernel keeps what
+        such a cell sets in context variables, numpy's print options and the decimal context among them."""
+        end: contextvars.Context | None = None
+
+        async def step() -> Any:
+            nonlocal end
+            try:
+                return await coroutine
+            finally:
+                end = contextvars.copy_context()
+
+        missing = object()
+        try:
+            return self._loop_runner(step())
+        finally:
+            for variable, value in end.items() if end is not None else ():
+                if variable.get(missing) is not value:
+                    variable.set(value)
+
+    def _should_run_async(self, run: _Run, source: str, transformed: str, failed: Any) -> bool:
+        """Whether the cell awaits. A kernel compiles a cell that does not twice to find out, and so warns twice."""
+
+        def ask() -> bool:
+            return bool(self.ip.should_run_async(source, transformed_cell=transformed, preprocessing_exc_tuple=failed))
+
+        show, warned = warnings.showwarning, False
+
+        def showwarning(*args: Any, **kwargs: Any) -> None:
+            nonlocal warned
+            warned = True
+            show(*args, **kwargs)
+
+        warnings.showwarning = showwarning
+        try:
+            awaits = ask()
+        finally:
+            warnings.showwarning = show
+        return ask() if warned and run.waited and not awaits else awaits
 
     def _outcome_of(self, run: _Run, error: BaseException | None) -> CellOutcome:
         namespace = self._names()
@@ -357,13 +441,15 @@ class Shell:
         elif run.shown is not None:
             # Shown before the code began, by a callback of `pre_run_cell`: a kernel shows it and goes on.
             run.emit("error", _error_content(*run.shown))
+        payloads = _jsonable(self.ip.payload_manager.read_payload()) if run.waited else []
         if error is None:
-            return CellOutcome(run.value, None, [], "", "", namespace)
+            return CellOutcome(run.value, None, [], "", "", namespace, run.has_result, run.display_failed, payloads)
         for each in _chain(error):
             each.__traceback__ = _shown_part(each.__traceback__)
         if isinstance(error, KeyboardInterrupt) and not lines:
             lines = self._format(error)
-        return CellOutcome(None, error, lines, type(error).__name__, _text(error), namespace)
+        ename, evalue = type(error).__name__, _text(error)
+        return CellOutcome(None, error, lines, ename, evalue, namespace, payloads=payloads)
 
     def _format(self, error: BaseException) -> list[str]:
         tb = _shown_part(error.__traceback__)
@@ -390,6 +476,7 @@ _IPythonPart: Any = object
 
 def _make_ipython() -> Any:
     from IPython.core import interactiveshell
+    from IPython.core.compilerop import CachingCompiler
     from IPython.core.displayhook import DisplayHook
     from IPython.core.displaypub import DisplayPublisher
     from traitlets import Type
@@ -400,6 +487,7 @@ def _make_ipython() -> Any:
 
     hook = combine("ZMQShellDisplayHook", "ipykernel.displayhook", _HookPart, DisplayHook)
     publisher = combine("ZMQDisplayPublisher", "ipykernel.zmqshell", _PublisherPart, DisplayPublisher)
+    compiler = combine("CachingCompiler", "IPython.core.compilerop", _CompilerPart, CachingCompiler)
     base: Any = interactiveshell.InteractiveShell
     runner = _LoopRunner()
     shell_class = combine(
@@ -416,7 +504,6 @@ def _make_ipython() -> Any:
     config = Config()
     config.HistoryManager.enabled = False
     config.HistoryManager.hist_file = ":memory:"
-    config.InteractiveShell.display_page = True  # `x?` is shown in the output: there is no pager
     config.IPKernelApp.background_cell = True  # "IPKernelApp" in get_ipython().config is how libraries ask
     # matplotlib reads it at its import. The kernel's default, if the kernel's own did not come with the fork.
     if not os.environ.get("MPLBACKEND"):
@@ -433,6 +520,8 @@ def _make_ipython() -> Any:
     ip.magics_manager.register_lazy("store", "IPython.extensions.storemagic")  # a kernel loads it at its start
     runner.ip = ip
     ip.loop_runner = runner
+    ip.compile = compiler()
+    ip.compile.ip = ip
     return ip
 
 
@@ -479,6 +568,26 @@ class _ShellPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
         os.environ.update(TERM="xterm-color", CLICOLOR="1", FORCE_COLOR="1", CLICOLOR_FORCE="1")
         os.environ.update(PAGER="cat", GIT_PAGER="cat")
 
+    def init_hooks(self) -> None:
+        from IPython.core import page
+
+        super().init_hooks()
+        self.set_hook("show_in_pager", page.as_hook(self._page), 99)
+
+    def _page(self, text: str | dict[str, Any], start: int = 0, *_: Any, **__: Any) -> None:
+        """`x?` and %page. Without somebody who waits there is no pager: it is an output."""
+        from IPython.core import page
+
+        run = self._cell
+        if run is None or not run.waited:
+            page.display_page(text, start)
+            return
+        data = text if isinstance(text, dict) else {"text/plain": text}
+        self.payload_manager.write_payload({"source": "page", "data": data, "start": max(0, start)})
+
+    def set_next_input(self, text: str, replace: bool = False) -> None:
+        self.payload_manager.write_payload({"source": "set_next_input", "text": text, "replace": replace})
+
     def init_virtualenv(self) -> None:
         pass  # as ipykernel: sys.path is the kernel's
 
@@ -501,11 +610,15 @@ class _ShellPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
             raise run.shown[0]  # it hit a callback of `pre_run_cell`, and IPython went on
         run.depth += 1
         if run.depth == 1:
-            run.result, run.value = result, None
+            run.result, run.value, run.has_result = result, None, False
         try:
             return bool(await super().run_code(code_obj, result, async_=async_))
         finally:
             run.depth -= 1
+            if run.exit_filter is not None:
+                with contextlib.suppress(ValueError):
+                    warnings.filters.remove(run.exit_filter)  # type: ignore[attr-defined]
+                run.exit_filter = None
 
     # The frame of each override lies between the user's frame and IPython's, hence the depths + 1.
 
@@ -544,6 +657,9 @@ class _ShellPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
         if not (force or self.call_pdb):
             return
         if run is not None and run.stdin is not None:
+            if self._showing and run.waited and run.shown is not None:  # %pdb on: the error stands above the prompt
+                run.emit("error", _error_content(*run.shown))
+                run.told = run.shown[0]
             super().debugger(force)
         elif self._showing:  # %pdb on: the error itself must still be told
             print("%pdb needs somebody who answers: run the cell with %%remote --wait.", file=sys.stderr)
@@ -574,6 +690,10 @@ class _ShellPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
             elif error is not None and not exception_only and _has_group(error):
                 self._showtraceback(type(error), error, self._group_lines(exc_tuple))
             else:
+                if exception_only and run is not None and run.waited and run.depth == 1:
+                    # IPython will say how to exit from a terminal. Whoever raises SystemExit at home has it said there.
+                    warnings.filterwarnings("ignore", "To exit: use ")
+                    run.exit_filter = warnings.filters[0]
                 # Offset 0: `_get_exc_info` has taken away what IPython wants to skip.
                 super().showtraceback(exc_tuple, filename, 0, exception_only, running_compiled_code)
         finally:
@@ -593,9 +713,22 @@ class _ShellPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
 
     def _group_lines(self, exc_tuple: Any) -> list[str]:
         """IPython cannot format exception groups, and prints them to stderr with its own frames instead."""
+        run = self._cell
+        exactly = traceback.format_exception(*(exc_tuple or sys.exc_info()))  # now: `_get_exc_info` takes frames away
         etype, value, tb = self._get_exc_info(exc_tuple)
+        if run is not None and run.waited:
+            return "".join(exactly).splitlines()
         text = "".join(traceback.format_exception(etype, value, tb))
-        return re.sub(r'File "(<ipython-input-(\d+)-\w+>)"', r"Cell In[\2]", text).splitlines()
+        for name, number in self.compile._filename_map.items():
+            text = text.replace(f'File "{name}"', f"Cell In[{number}]")
+        return text.splitlines()
+
+    def show_usage_error(self, exc: BaseException) -> None:
+        run = self._cell
+        if run is not None and run.waited and run.phase == "code" and _ends_the_cell(run, exc):
+            run.shown = (exc, [])  # whoever raises it has it printed
+        else:
+            super().show_usage_error(exc)
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: Any) -> None:
         _flush()
@@ -604,8 +737,10 @@ class _ShellPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
         self._last_traceback = lines
         if run is None:
             return
-        if run.first_line:
-            lines[:] = [line.replace("#" + run.first_line, run.first_line) for line in lines]
+        if self.displayhook._content is not None:
+            run.display_failed = True
+        for first_line in self.compile.first_lines():
+            lines[:] = [line.replace("#" + first_line, first_line) for line in lines]
         if run.phase == "code" and _ends_the_cell(run, evalue):
             run.shown = (evalue, lines)
         elif isinstance(evalue, KeyboardInterrupt) and (run.magics or run.phase == "after"):
@@ -621,6 +756,13 @@ def _ends_the_cell(run: _Run, error: BaseException) -> bool:
     return run.depth == 1 and run.result is not None and run.result.error_in_exec is error
 
 
+def _is_told(run: _Run, error: BaseException) -> bool:
+    """Whether nothing is left to be shown of the error that has ended the cell: a handler of `set_custom_exc` has taken
+    it, a debugger was left by `q`, or it was shown before one was opened."""
+    is_shown = run.shown is not None and run.shown[0] is error
+    return run.told is error or not (is_shown or isinstance(error, KeyboardInterrupt))
+
+
 def _interrupt_for_cancelled(run: _Run) -> Any:
     """The CancelledError that our own cancel caused, as the KeyboardInterrupt it stands for."""
     from asyncio import CancelledError
@@ -633,6 +775,56 @@ def _interrupt_for_cancelled(run: _Run) -> Any:
     if run.result is not None and run.result.error_in_exec is error:
         run.result.error_in_exec = interrupt
     return KeyboardInterrupt, interrupt, error.__traceback__
+
+
+class _CompilerPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
+    """Names cells, and keeps what tracebacks and inspect know of them: the latest, in linecache.
+
+    Invariant: the keys of `_filename_map`, IPython's table of cell numbers, are in the order in which they came.
+    """
+
+    ip: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first_lines: dict[str, str] = {}  # of cells whose text begins with a comment that is none in the notebook
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        run: _Run | None = self.ip._cell if self.ip is not None else None
+        is_cell = run is not None and run.depth == 0 and raw_code is run.source  # else one that runs within it
+        if run is not None and is_cell and run.file_name:
+            name = run.file_name
+        else:
+            name = str(super().get_code_name(raw_code, transformed_code, number))
+        self._filename_map.pop(name, None)
+        if run is not None and is_cell and run.first_line:
+            self._first_lines[name] = run.first_line
+        return name
+
+    def learn(self, name: str, number: int, text: str) -> None:
+        first_line = text.partition("\n")[0]
+        if first_line.startswith("%%"):  # libraries parse this text; tracebacks will show it without the #
+            self._first_lines[name] = first_line
+            text = "#" + text
+        lines = [line + "\n" for line in text.splitlines()]
+        linecache.cache[name] = (len(text), None, lines, name)
+        self._filename_map.pop(name, None)
+        self._filename_map[name] = number
+
+    def first_lines(self) -> set[str]:
+        return set(self._first_lines.values())
+
+    def forget_sources(self) -> None:
+        """Bound what tracebacks know of old cells."""
+        gone = list(self._filename_map)[:-_KEPT_SOURCES]
+        for name in gone:
+            linecache.cache.pop(name, None)
+            self._filename_map.pop(name, None)
+            self._first_lines.pop(name, None)
+        stack_data = sys.modules.get("stack_data")
+        if gone and stack_data is not None:  # it keeps a syntax tree for each cell that failed
+            for cache in ("__source_cache_with_lines", "__executing_cache"):
+                stack_data.Source._class_local(cache, {}).clear()
 
 
 class _HookPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
@@ -650,6 +842,12 @@ class _HookPart(_IPythonPart):  # type: ignore[misc]  # IPython is untyped
                 self.fill_exec_result(result)
                 return
         super().__call__(result)
+
+    def update_user_ns(self, result: object) -> None:
+        super().update_user_ns(result)
+        run: _Run | None = self.shell._cell
+        if run is not None and run.depth == 1:
+            run.has_result = True
 
     def start_displayhook(self) -> None:
         self._content = {"data": {}, "metadata": {}}
@@ -878,7 +1076,12 @@ class _LoopRunner:
 
         if asyncio._get_running_loop() is not None:  # get_ipython().run_cell in an async cell
             raise RuntimeError("This event loop is already running")
-        loop = asyncio.new_event_loop()
+        logger = logging.getLogger("asyncio")
+        disabled, logger.disabled = logger.disabled, True  # a kernel has made its loop, and said so, long ago
+        try:
+            loop = asyncio.new_event_loop()
+        finally:
+            logger.disabled = disabled
         threads: list[threading.Thread] = []
         loop.set_default_executor(
             ThreadPoolExecutor(
@@ -887,6 +1090,8 @@ class _LoopRunner:
         )
         try:
             asyncio.set_event_loop(loop)
+            if self.ip._cell.nested_loops:
+                importlib.import_module(self.ip._cell.nested_loops).apply(loop)
             return self._drive(loop, loop.create_task(coroutine))
         finally:
             try:
@@ -1140,10 +1345,12 @@ def _forget_history(ip: Any) -> None:
 
 
 def _forget_errors(ip: Any) -> None:
+    from IPython.core.interactiveshell import ExecutionResult
+
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)
-    ip.last_execution_result, ip.last_execution_succeeded = None, True
+    ip.last_execution_result, ip.last_execution_succeeded = ExecutionResult(None), True  # %xdel wants one
     ip._last_traceback = None
     ip.InteractiveTB.tb = ip.InteractiveTB.pdb = None
     ip.InteractiveTB.set_mode(ip.xmode)
@@ -1181,16 +1388,7 @@ def _is_from_cell(thing: Any) -> bool:
 
 
 def _forget_sources(ip: Any) -> None:
-    """Bound what tracebacks know of old cells."""
-    cells = [name for name in linecache.cache if name.startswith("<ipython-input-")]
-    gone = set(cells[:-_KEPT_SOURCES])
-    for name in gone:
-        linecache.cache.pop(name, None)
-        ip.compile._filename_map.pop(name, None)
-    stack_data = sys.modules.get("stack_data")
-    if gone and stack_data is not None:  # it keeps a syntax tree for each cell that failed
-        for cache in ("__source_cache_with_lines", "__executing_cache"):
-            stack_data.Source._class_local(cache, {}).clear()
+    ip.compile.forget_sources()
 
 
 def _forget_event_loop() -> None:

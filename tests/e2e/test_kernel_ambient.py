@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     kernel = Kernel(tmp_path_factory.mktemp("kernel"))
     setup = "%load_ext jupyter_tasks\nimport jupyter_tasks as jt, os, sys, random, warnings, logging, pathlib\njt.init(num_cpus=2)"
+    setup += "\nimport builtins, locale; before_locale = locale.setlocale(locale.LC_ALL)"
     assert kernel.run(setup).ok
     yield kernel
     kernel.close()
@@ -59,7 +60,26 @@ AROUND = {
         "__import__('matplotlib').rcParams['lines.linewidth']",
         "mpl.rcParams['lines.linewidth'] = 1.5",
     ),
-    "precision": ("%precision 2", "get_ipython().display_formatter.formatters['text/plain'].float_format", "%precision"),
+    "logger": (
+        "logging.getLogger('jt.named').setLevel(7)",
+        "__import__('logging').getLogger('jt.named').level",
+        "logging.getLogger('jt.named').setLevel(0)",
+    ),
+    "builtins": (
+        "import builtins; builtins.jt_added = 5",
+        "getattr(__import__('builtins'), 'jt_added', None)",
+        "del builtins.jt_added",
+    ),
+    "locale": (
+        "import locale; was = locale.setlocale(0); locale.setlocale(locale.LC_ALL, 'C' if was != 'C' else 'C.UTF-8')",
+        "__import__('locale').setlocale(__import__('locale').LC_ALL)",
+        "locale.setlocale(locale.LC_ALL, before_locale)",
+    ),
+    "precision": (
+        "%precision 2",
+        "get_ipython().display_formatter.formatters['text/plain'].float_format",
+        "%precision",
+    ),
 }
 
 
@@ -149,6 +169,72 @@ def test_what_cannot_go_is_said_and_refuses_no_cell(kernel: Kernel) -> None:
     assert "lock stays in the kernel: Cannot send 'lock'" in cell.text("stderr")
     assert "lock" not in kernel.run("%%remote --wait\n# not locked\n1 + 1").text("stderr")
     kernel.run(f"os.chdir({str(kernel.directory)!r}); del get_ipython().magics_manager.magics['line']['locked']")
+
+
+STAR = "%%remote --wait -o '*'\n"
+
+
+def test_code_that_may_see_all_names_gets_them(kernel: Kernel) -> None:
+    """With --wait -o '*'. 1. a text that is in a name, and a magic that lists names   2. what cannot be sent is left out
+    without a word   3. nothing is waited for   4. other cells take what they read."""
+    kernel.run(
+        "width, formula = 7, 'width * 6'\nheld = open(os.devnull)\n"
+        f"word = {str(kernel.directory / 'go')!r}\n"
+        "@jt.remote\ndef wait():\n    import os, time\n    while not os.path.exists(word): time.sleep(0.01)\n"
+        "unready = wait.remote()"
+    )
+    assert kernel.run("%%remote --wait\neval(formula)").error  # says what to do
+    cell = kernel.run(
+        f"{STAR}listed = %who_ls\neval(formula), 'width' in listed, 'unready' in listed, 'held' in globals()"
+    )
+    assert (cell.result, cell.text("stderr")) == ("(42, True, False, False)", "")
+    assert kernel.run("(held.closed, jt.wait([unready], timeout=0)[0], width)").result == "(False, [], 7)"
+    assert kernel.run(f"{STAR}'held' in dir(), len(formula)").result == "(False, 9)"
+    assert kernel.run(f"{STAR}len(formula), 'width' in vars(__import__('__main__'))").result == "(9, False)"
+    kernel.run("pathlib.Path(word).touch(); jt.get(unready)")
+    assert kernel.run(f"{STAR}'unready' in globals()").result == "True"
+    kernel.run("held.close(); del held, unready, wait")
+
+
+def test_a_module_of_the_notebook_is_found_both_ways(kernel: Kernel) -> None:
+    """In a relative entry of sys.path: 1. set in a cell, whose module comes home   2. set in the notebook, whose module
+    goes there; what it prints when it is imported was printed here."""
+    assert kernel.run(
+        "os.makedirs('own', exist_ok=True); pathlib.Path('own/jt_mod.py').write_text('print(\"loud\")\\nx = 5')"
+    ).ok
+    cell = kernel.run(f"{STAR}import sys\nsys.path.insert(0, 'own')\nimport jt_mod\njt_mod.x")
+    assert cell.result == "5"
+    assert kernel.run("jt_mod.x, sys.path[0]").result == "(5, 'own')"
+    kernel.run("sys.path.remove('own'); pathlib.Path('own/jt_other.py').write_text('print(\"loud\")\\ny = 6')")
+    kernel.run("sys.path.append('own')\nimport jt_other")
+    cell = kernel.run(f"{STAR}jt_other.y")
+    assert (cell.result, cell.text()) == ("6", "")
+    kernel.run("sys.path.remove('own'); del jt_mod, jt_other")
+
+
+def test_hooks_work_once(kernel: Kernel) -> None:
+    """With --wait -o '*'. 1. a callback that a cell registers is called at its end, and at that of each later cell, once
+    2. a handler of errors likewise   3. a transformer of the text is applied once   4. all of them can be taken away."""
+    kernel.run("ran, ip = [], get_ipython()")
+    setup = (
+        "def after(*_): ran.append('after')\n"
+        "def handler(*_, **__): ran.append('handler')\n"
+        "def longer(lines): return [line.replace('HALLO', 'HALLO + 1') for line in lines]\n"
+        "ip.events.register('post_run_cell', after)\nip.set_custom_exc((LookupError,), handler)\n"
+        "ip.input_transformers_cleanup.append(longer)\n{}['x']"
+    )
+    cell = kernel.run(STAR + setup)
+    assert not cell.of("error"), cell.error
+    assert cell.text("stderr") == ""
+    assert kernel.run(f"{STAR}x = 1").ok
+    assert kernel.run("ran").result == "['handler', 'after', 'after']"
+    kernel.run("globals()['HAL' + 'LO'] = 1")
+    away = "ip.events.unregister('post_run_cell', after)\nip.set_custom_exc((), None)\nip.input_transformers_cleanup.remove(longer)"
+    assert kernel.run("HALLO").result == kernel.run(f"{STAR}HALLO").result == "2"
+    assert kernel.run(STAR + away).ok
+    assert (
+        kernel.run("len(ran), ip.custom_exceptions, longer in ip.input_transformers_cleanup").result == "(7, (), False)"
+    )
 
 
 def test_a_function_leaves_its_worker_as_it_found_it(kernel: Kernel) -> None:

@@ -180,5 +180,6 @@ def test_the_next_worker_is_warm(kernel: Kernel, end: str) -> None:
         lambda: kernel.run("jt.api._client().request('status')['idle']").result != "0", "another worker is there"
     )
     seen = kernel.run("%%remote --wait\nos.getpid(), 'pandas' in sys.modules").result
-    assert seen is not None and seen.endswith("True)")
+    assert seen is not None
+    assert seen.endswith("True)")
     assert first is not None

@@ -149,7 +149,8 @@ def test_an_edited_module_is_imported_anew(kernel: Kernel) -> None:
     first = kernel.run(look).result
     kernel.run("pathlib.Path('jt_edited.py').write_text('x = 22')")
     second = kernel.run(look).result
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert first.endswith(", 1)")
     assert second == first.replace(", 1)", ", 22)")
     function = "@jt.remote\ndef look():\n    import jt_edited\n    return jt_edited.x\njt.get([look.remote() for _ in range(4)])"

@@ -102,9 +102,7 @@ def test_magics_of_the_shell_are_there(kernel: Kernel) -> None:
     """Out, In, _, get_ipython(), `;` and display hooks as in ipykernel."""
     kernel.run("if '_' in globals(): del _")
     kernel.run("12345")
-    cell = kernel.run(
-        "%%remote --wait\nget_ipython().__class__.__name__, 'remote' in In[-1], _, 12345 in Out.values()"
-    )
+    cell = kernel.run("%%remote --wait\nget_ipython().__class__.__name__, 'remote' in In[-1], _, 12345 in Out.values()")
     assert cell.result == "('ZMQInteractiveShell', True, 12345, True)"
     assert kernel.run("%%remote --wait\n1 + 1;").result is None
     shown = kernel.run("%%remote --wait\nclass Shown:\n    def _repr_html_(self): return '<i>x</i>'\nShown()")

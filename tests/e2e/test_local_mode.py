@@ -840,7 +840,9 @@ def test_remote_cells_run_in_the_kernel(tmp_path: Path) -> None:
     """Same names, same refs, same errors as with workers; no process."""
     kernel = Kernel(tmp_path / "kernel")
     try:
-        kernel.run("%load_ext jupyter_tasks\nimport os, jupyter_tasks as jt\njt.init(local_mode=True)\nhere = os.getpid()")
+        kernel.run(
+            "%load_ext jupyter_tasks\nimport os, jupyter_tasks as jt\njt.init(local_mode=True)\nhere = os.getpid()"
+        )
         cell = kernel.run("%%remote named -o out\nout = [os.getpid() == here]\nprint('shown')\nout * 2")
         assert cell.ok, cell.error
         assert cell.text() == "shown\n"

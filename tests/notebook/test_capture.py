@@ -22,7 +22,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from jupyter_tasks.notebook import capture
-from jupyter_tasks.notebook.capture import CellNames, analyse, code_names, collect
+from jupyter_tasks.notebook.capture import CellNames, all_names, analyse, code_names, collect
 
 UNINTERESTING = frozenset(dir(builtins)) | {"get_ipython"}
 
@@ -395,6 +395,7 @@ def test_deletes(source: str, deletes: str) -> None:
         ("%%bash\nls", []),
         ("%run script.py", ["magic"]),
         ("%%sql\nselect x", ["magic"]),
+        ("%matplotlib inline\n%cd $d\n%config a = 1", []),
         ("get_ipython().run_line_magic(name, 'x')", ["magic"]),
         ("get_ipython().system(command)", ["magic"]),
         ("os.system(command)", []),
@@ -403,6 +404,34 @@ def test_deletes(source: str, deletes: str) -> None:
 )
 def test_dynamic_says_why_names_may_be_missing(source: str, dynamic: list[str]) -> None:
     assert analyse_cell(source).dynamic == set(dynamic)
+
+
+@pytest.mark.parametrize(
+    ("source", "sees_all"),
+    [
+        ("eval(formula)", True),
+        ("exec(code)", True),
+        ("'x' in globals()", True),
+        ("%who_ls", True),
+        ("%run -i script.py", True),
+        ("eval('y')", False),
+        ("from m import *", False),
+        ("eval('no python')", False),
+        ("%pip install x", False),
+        ("x = y", False),
+    ],
+)
+def test_code_that_may_see_all_names(source: str, sees_all: bool) -> None:
+    """Proves: semantics.md, Cells, --wait -o '*': such a cell takes them all."""
+    assert analyse_cell(source).may_see_all is sees_all
+
+
+def test_the_name_of_a_macro_is_read() -> None:
+    """Proves: semantics.md, Cells, --wait -o '*'. IPython puts the macro's text in the place of a cell that is its name;
+    the worker, which does so again, must have the macro."""
+    expanded = analyse("mac\n", lambda text: "x = y\n" if text == "mac\n" else text)
+    assert expanded.reads == {"mac", "y"}
+    assert expanded.writes == {"x"}
 
 
 @pytest.mark.parametrize(
@@ -599,6 +628,31 @@ def test_a_decorator_that_belongs_to_a_library_is_looked_through() -> None:
     namespace = notebook("@deco\ndef work(): return k\nk = helper = 1", deco=library["deco"])
     assert namespace["work"].__globals__ is library
     assert collected("work", namespace) == "k work"
+
+
+def test_the_factory_of_a_defaultdict() -> None:
+    namespace = notebook("from collections import defaultdict\ntree = lambda: defaultdict(tree)\nroot = tree()")
+    assert collected("root", namespace) == "defaultdict root tree"
+
+
+def test_what_is_behind_the_shell_is_not_looked_at() -> None:
+    """Proves: semantics.md, Cells. `ip = get_ipython()` takes along no name but `ip`."""
+    namespace = notebook("def work(): return k\nk = 1\nclass Shell: pass\nip = Shell()")
+    namespace["ip"].table = [namespace["work"]]
+    assert collected("ip", namespace) == "ip k"
+    namespace["ip"].user_ns = namespace
+    assert collected("ip", namespace) == "ip"
+    del namespace["ip"].user_ns
+    namespace["ip"].user_module = type("Module", (), {})()
+    namespace["ip"].user_module.__dict__ = namespace
+    assert collected("ip", namespace) == "ip"
+
+
+def test_all_names_are_the_users_own() -> None:
+    """Proves: semantics.md, Cells, --wait -o '*'. Not IPython's, and not the history, which may be large."""
+    hidden: dict[str, object] = {"get_ipython": 1, "quit": 2, "_5": 3}
+    namespace = {**hidden, "quit": "mine", "x": 1, "_y": 2, "Out": {}, "_": 3, "__name__": "__main__"}
+    assert all_names(namespace, hidden) == {"quit", "x", "_y"}
 
 
 @pytest.mark.parametrize("decorator", [functools.lru_cache(None), functools.singledispatch, staticmethod])

@@ -3,29 +3,42 @@
 Role: contract of `wire.ambient`. What needs a fresh process gets one: "a kernel" is a process with ipykernel's shell, or
 a real kernel where it matters what ipykernel does at its start; "a worker" is a process with the worker's own shell.
 The difference goes from one to the other as bytes, as it would in a task.
+
+These processes are forks of four that have imported what takes so long (`_Nursery`); where it matters what is not
+imported yet, of those without libraries.
 """
 
 from __future__ import annotations
 
+import builtins
+import importlib
 import json
+import locale
+import logging
 import os
+import pickle
+import re
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
+import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jupyter_tasks.wire import ambient
+from jupyter_tasks.wire import ambient, serialize
 from jupyter_tasks.wire.frames import SESSION_MARK
 
 COMMON = """
-import faulthandler, json, os, pickle, sys
+import contextlib, faulthandler, io, json, os, pickle, sys
 faulthandler.dump_traceback_later(50, exit=True)  # a net against hanging
 from jupyter_tasks.wire import ambient, serialize
-answer, seen = sys.stdout, {}
+seen = {}
 """
 KERNEL = """
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -63,25 +76,92 @@ def end():
     shell.reset()
     messages.clear()
 before = ambient.take(ip)
-notes = seen["notes"] = ambient.apply(receive(), ip)
+with contextlib.redirect_stdout(io.StringIO()) as told:
+    notes = seen["notes"] = ambient.apply(receive(), ip)
 """
 
 
-def child(*scripts: str, file: Path | None = None, **env: str | None) -> dict[str, Any]:
-    """Runs the scripts in one new process; what they put into `seen`."""
+# A process that forks one child for each line it reads, and says how that ended.
+NURSERY = """
+import json, os, sys
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if not child:
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for fd, target in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+            os.dup2(fd, target)
+        os.environ.clear()
+        os.environ.update(order["environ"])
+        sys.argv[1:] = order["arguments"]
+        status = 1
+        try:
+            exec(order["code"], {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+LIBRARIES_AHEAD = "import numpy, pandas, matplotlib.pyplot"
+AHEAD = {  # what a kernel and a worker import in any case
+    "kernel": "import ipykernel.zmqshell, ipykernel.displayhook, jupyter_tasks.wire.ambient, jupyter_tasks.wire.serialize",
+    "worker": "import IPython.core.interactiveshell, jupyter_tasks.worker.shell, jupyter_tasks.wire.serialize",
+}
+
+
+class _Nursery:
+    """Where kernels, or workers, come from."""
+
+    def __init__(self, ahead: str) -> None:
+        environ = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"{ahead}\n{NURSERY}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environ,
+        )
+
+    def run(self, code: str, environ: dict[str, str], arguments: list[str], log: Path) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        order = {"code": code, "environ": environ, "arguments": arguments, "log": str(log)}
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        with self.process:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+
+
+_nurseries: dict[str, _Nursery] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nurseries() -> Iterator[None]:
+    yield
+    while _nurseries:
+        _nurseries.popitem()[1].close()
+
+
+def child(*scripts: str, file: Path | None = None, warm: bool = False, **env: str | None) -> dict[str, Any]:
+    """Runs the scripts in one new process; what they put into `seen`. With `warm` it has the libraries imported."""
     environment = {key: value for key, value in {**os.environ, **env}.items() if value is not None}
-    code = "\n".join([COMMON, *map(textwrap.dedent, scripts), "print(json.dumps(seen), file=answer, flush=True)"])
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(file)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    ahead = AHEAD["kernel" if KERNEL in scripts else "worker"] + (f"\n{LIBRARIES_AHEAD}" if warm else "")
+    if ahead not in _nurseries:
+        _nurseries[ahead] = _Nursery(ahead)
+    with tempfile.TemporaryDirectory() as directory:
+        answer, log = Path(directory, "answer"), Path(directory, "log")
+        last = f"with open({str(answer)!r}, 'w') as answer: json.dump(seen, answer)"
+        code = "\n".join([COMMON, *map(textwrap.dedent, scripts), last])
+        status = _nurseries[ahead].run(code, environment, [str(file)], log)
+        assert status == 0, log.read_text()
+        result: dict[str, Any] = json.loads(answer.read_text())
     return result
 
 
@@ -89,10 +169,10 @@ def child(*scripts: str, file: Path | None = None, **env: str | None) -> dict[st
 def follow(tmp_path: Path) -> Any:
     """`follow(kernel, worker)`: what a worker sees after the kernel's user has run something."""
 
-    def both(kernel: str, worker: str) -> dict[str, Any]:
+    def both(kernel: str, worker: str, warm: str = "") -> dict[str, Any]:
         file = tmp_path / "sent"
-        sender = child(KERNEL, kernel, SEND, file=file)
-        return {**sender, **child(WORKER, worker, file=file)}
+        sender = child(KERNEL, kernel, SEND, file=file, warm="kernel" in warm)
+        return {**sender, **child(WORKER, worker, file=file, warm="worker" in warm)}
 
     return both
 
@@ -143,10 +223,8 @@ def test_a_worker_begins_with_what_base_says() -> None:
 
 def test_importing_the_module_is_light() -> None:
     """Proves: architecture.md, the direction of imports: it is imported everywhere, so it brings no library."""
-    seen = child(
-        "seen['heavy'] = [name for name in ('IPython', 'numpy', 'pandas', 'matplotlib') if name in sys.modules]"
-    )
-    assert seen == {"heavy": []}
+    code = "import sys, jupyter_tasks.wire.ambient; print([n for n in ('IPython', 'numpy', 'pandas', 'matplotlib') if n in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 def test_neither_take_nor_apply_imports_a_library() -> None:
@@ -346,6 +424,7 @@ def test_filters_of_warnings(follow: Any) -> None:
         seen["left"] = ambient.difference(before, ambient.take(ip)) != {}
         warnings.warn_explicit("no way", RuntimeWarning, "there.py", 1, "there")
         """,
+        warm="kernel",
     )
     assert seen == {
         "parts": ["warnings"], "notes": [], "first": [["error", "Mine"], ["error", "RuntimeWarning"], ["ignore", "PerformanceWarning"]],
@@ -392,6 +471,127 @@ def test_root_logger(follow: Any) -> None:
     }  # fmt: skip
 
 
+def test_the_kernels_own_filters_keep_their_places(undone: None) -> None:
+    """Proves: semantics.md, Cells: --wait -o '*' (warnings filters). What ipykernel has added and a worker has not stays;
+    but it goes with the others when the cell resets them all."""
+    trio = ("ignore", re.compile(".*Trio's signal handling code might have collided.*", re.I), RuntimeWarning, None, 0)
+    mine = ("ignore", re.compile("mine", re.I), Warning, None, 0)
+    filters: Any = warnings.filters
+    common = [each for each in filters if each != trio]
+    before = ambient.take()
+    filters[:] = [mine, *common]
+    home = ambient.difference({**before, "warnings": {}}, ambient.take())
+    filters[:] = [trio, *common]
+    ambient.apply(home)
+    assert filters == [mine, trio, *common]
+    filters[:] = [("ignore", None, Warning, None, 0)]
+    reset = ambient.difference({**before, "warnings": {}}, ambient.take())
+    filters[:] = [trio, *common]
+    ambient.apply(reset)
+    assert filters == [("ignore", None, Warning, None, 0)]
+
+
+def test_named_loggers(undone: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proves: semantics.md, Cells: Ambient state. Level, propagation, and a handler that writes to stderr."""
+    before = ambient.take()
+    logger = logging.getLogger("ambient.test")
+    logger.setLevel("INFO")
+    logger.propagate = False
+    logger.addHandler(logging.StreamHandler())
+    logging.getLogger("ambient.library").addHandler(logging.NullHandler())  # as libraries do: nobody's wish
+    sent = ambient.difference(before, ambient.take())
+    assert list(sent) == ["logging"]
+    sent = pickle.loads(pickle.dumps(sent))
+    ambient.restore(before)
+    assert (logger.level, logger.propagate, logger.handlers) == (0, True, [])
+    assert ambient.apply(sent) == []
+    logger.info("told once")
+    assert capsys.readouterr().err == "told once\n"
+
+
+# --- Names that Python shares -----------------------------------------------------------------------------
+
+
+def test_builtins_of_the_notebook(undone: None) -> None:
+    """Proves: semantics.md, Cells: Ambient state (builtins). Added ones, and one that covers Python's own."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("def shout(text): return text.upper()\ndef ascii(text): return 'mine'", namespace)
+    before = ambient.take()
+    vars(builtins).update(shout=namespace["shout"], ascii=namespace["ascii"], level=3)
+    sent = ambient.difference(before, ambient.take())
+    assert {name: set(changed) for name, (changed, _) in sent.items()} == {"builtins": {"shout", "ascii", "level"}}
+    assert len(ambient.carried(sent)) == 2
+    ambient.restore(before)
+    assert (hasattr(builtins, "shout"), hasattr(builtins, "level"), ascii("ü")) == (False, False, "'\\xfc'")
+    ambient.apply(sent)
+    assert eval("shout('a'), ascii('ü'), level") == ("A", "mine", 3)
+
+
+def test_the_locale(undone: None) -> None:
+    """Proves: semantics.md, Cells: Ambient state (locale)."""
+    before = ambient.take()
+    first = locale.setlocale(locale.LC_ALL)
+    other = "C" if first != "C" else "C.UTF-8"
+    locale.setlocale(locale.LC_ALL, other)
+    sent = ambient.difference(before, ambient.take())
+    assert list(sent) == ["locale"]
+    ambient.restore(before)
+    assert locale.setlocale(locale.LC_ALL) == first
+    ambient.apply(sent)
+    assert locale.setlocale(locale.LC_ALL) == other
+
+
+def test_the_time_zone(undone: None) -> None:
+    """Proves: semantics.md, Cells: Ambient state (os.environ). TZ is followed by `time.tzset`, there and back."""
+    ambient.apply({"environ": ({b"TZ": b"UTC"}, [])})
+    before = ambient.take()
+    ambient.apply({"environ": ({b"TZ": b"Asia/Tokyo"}, [])})
+    assert time.localtime(0).tm_hour == 9
+    ambient.restore(before)
+    assert time.localtime(0).tm_hour == 0
+
+
+def test_path_and_directory_are_there_before_the_names(undone: None, tmp_path: Path) -> None:
+    """Proves: semantics.md, Cells: Ambient state (cwd, sys.path). A name may be a module that is found only with them; what
+    could not be done is said with the rest."""
+    (tmp_path / "ambient_lib").mkdir()
+    (tmp_path / "ambient_lib" / "ambient_own.py").write_text("VALUE = 1\n")
+    before = ambient.take()
+    os.chdir(tmp_path)
+    sys.path.insert(0, "ambient_lib")
+    os.environ["AMBIENT_NEW"] = "1"
+    sys.setrecursionlimit(sys.getrecursionlimit() + 7)
+    sent = ambient.difference(before, ambient.take())
+    sent["cwd"] = {**sent["cwd"][0], "other": "/not/there"}, sent["cwd"][1]
+    first, rest = ambient.those_first(sent)
+    assert list(rest) == ["interpreter"]
+    data, _ = serialize.dumps({"first": first, "names": importlib.import_module("ambient_own")})
+    del sys.modules["ambient_own"]
+    ambient.restore(before)
+    try:
+        assert serialize.loads(data)["names"].VALUE == 1
+    finally:
+        sys.modules.pop("ambient_own", None)
+    assert os.environ["AMBIENT_NEW"] == "1"
+    assert [note[:45] for note in ambient.apply(rest)] == ["The working directory could not be taken over"]
+    assert ambient.apply(rest) == []
+    assert ambient.those_first({}) == (None, {})
+
+
+def test_a_variable_that_is_kept(undone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves: semantics.md, Slots: the devices that a task has been given are not those that the kernel sees."""
+    monkeypatch.setattr(ambient, "_kept_variables", set())
+    monkeypatch.setenv("AMBIENT_DEVICES", "0")
+    before = ambient.take()
+    ambient.keep("AMBIENT_DEVICES")
+    ambient.apply({"environ": ({b"AMBIENT_DEVICES": b"5", b"AMBIENT_NEW": b"1"}, [])})
+    ambient.apply({"environ": ({}, [b"AMBIENT_DEVICES"])})
+    assert (os.environ["AMBIENT_DEVICES"], os.environ["AMBIENT_NEW"]) == ("0", "1")
+    os.environ["AMBIENT_DEVICES"] = "7"  # by the cell
+    ambient.restore(before)
+    assert os.environ["AMBIENT_DEVICES"] == "0"
+
+
 # --- Libraries --------------------------------------------------------------------------------------------
 
 LIBRARIES = [
@@ -425,7 +625,7 @@ def test_options_of_libraries(
 ) -> None:
     """Proves: semantics.md, Cells: Ambient state (print options, rcParams). Also if the cell is what imports the library."""
     file = tmp_path / "sent"
-    sent = child(KERNEL, f"cell({module!r})\nambient.take()\ncell({change!r})", SEND, file=file)
+    sent = child(KERNEL, f"cell({module!r})\nambient.take()\ncell({change!r})", SEND, file=file, warm=True)
     first = module if when == "before" else ""
     seen = child(
         first,
@@ -439,6 +639,7 @@ seen["default"] = {look}
 seen["left"] = list(ambient.difference(before, ambient.take(ip)))
 """,
         file=file,
+        warm=when == "before",
     )
     assert sent["parts"] == parts
     assert seen["there"] == there
@@ -471,7 +672,11 @@ def test_a_library_imported_by_the_cell_is_put_back_to_its_defaults() -> None:
 def test_backends_that_only_draw_follow(tmp_path: Path, backend: str, parts: list[str]) -> None:
     """Proves: semantics.md, Cells: Ambient state (rcParams). Those that need a window or a browser stay in the kernel."""
     seen = child(
-        KERNEL, f"import matplotlib; matplotlib.rcParams['backend'] = {backend!r}", SEND, file=tmp_path / "sent"
+        KERNEL,
+        f"import matplotlib; matplotlib.rcParams['backend'] = {backend!r}",
+        SEND,
+        file=tmp_path / "sent",
+        warm=True,
     )
     assert seen["parts"] == parts
 
@@ -493,6 +698,7 @@ def test_plots_as_in_the_kernel(follow: Any) -> None:
         run("import matplotlib.pyplot as plt\\nplt.plot([1, 2]);")
         seen["after"] = [sorted(data) for data in shown() if "image/svg+xml" in data or "image/png" in data]
         """,
+        warm="kernel",
     )
     assert seen == {
         "parts": ["inline", "rcParams"], "notes": [], "imported": False, "mimes": [["image/svg+xml", "text/plain"]], "size": True,
@@ -511,8 +717,109 @@ def test_plots_only_when_asked(follow: Any) -> None:
         run("import matplotlib.pyplot as plt\\nplt.plot([1, 2]);")
         seen["after"] = len(shown())
         """,
+        warm="kernel, worker",
     )
     assert seen == {"parts": ["interactive"], "notes": [], "drawn": 0, "after": 1}
+
+
+def test_formats_of_plots_are_set_where_plots_are_known(follow: Any) -> None:
+    """Proves: semantics.md, Cells: --wait -o '*'. A kernel that has pyplot, and has drawn nothing yet, asks the backend."""
+    seen = child(
+        KERNEL,
+        """
+        import matplotlib.pyplot
+        ambient.apply({"inline": ({"figure_formats": {"svg"}}, [])}, ip)
+        from matplotlib_inline.config import InlineBackend
+        seen["formats"] = list(InlineBackend.instance(parent=ip).figure_formats)
+        seen["waiting"] = list(ambient._waiting)
+        """,
+        warm=True,
+    )
+    assert seen == {"formats": ["svg"], "waiting": []}
+
+
+def test_settings_of_scikit_learn(undone: None) -> None:
+    """Proves: semantics.md, Cells: Ambient state. `set_config`, there and back."""
+    sklearn = pytest.importorskip("sklearn")
+    before = ambient.take()
+    default = sklearn.get_config()
+    sklearn.set_config(display="text", transform_output="pandas")
+    sent = ambient.difference(before, ambient.take())
+    assert sent["sklearn"] == ({"display": "text", "transform_output": "pandas"}, [])
+    ambient.restore(before)
+    assert sklearn.get_config() == default
+    ambient.apply(sent)
+    assert sklearn.get_config() == {**default, "display": "text", "transform_output": "pandas"}
+
+
+class _Bokeh:
+    """As bokeh.io.state's State."""
+
+    notebook_type: str | None = None
+
+    def output_notebook(self, kind: str) -> None:
+        self.notebook_type = kind
+
+    def reset(self) -> None:
+        self.notebook_type = None
+
+
+class _Registry:
+    """As altair's registries of renderers, themes and data transformers."""
+
+    def __init__(self) -> None:
+        self.enable("default")
+
+    def enable(self, active: str, **options: Any) -> None:
+        self.active, self.options = active, options
+
+
+def _stand_ins() -> dict[str, types.ModuleType]:
+    """What `ambient` looks at of libraries that are not installed here."""
+    made: dict[str, Any] = {
+        name: types.ModuleType(name)
+        for name in ("bokeh.io.state", "plotly.io._renderers", "plotly.io._templates", "altair", "polars.config")
+    }
+    state = _Bokeh()
+    made["bokeh.io.state"].curstate = lambda: state
+    made["plotly.io._renderers"].renderers = types.SimpleNamespace(default="browser")
+    templates = type("Templates", (dict,), {"default": "plotly"})
+    made["plotly.io._templates"].templates = templates(plotly=1, plotly_dark=1)
+    vars(made["altair"]).update(renderers=_Registry(), data_transformers=_Registry(), themes=_Registry())
+    config = types.SimpleNamespace(precision=None)
+    made["polars.config"].Config = types.SimpleNamespace(set_float_precision=lambda n: setattr(config, "precision", n))
+    made["polars.config"]._POLARS_CFG_DIRECT_VARS = {"set_float_precision": lambda: config.precision}
+    return made
+
+
+LIBRARIES_NOT_HERE = {
+    "bokeh": ("m['bokeh.io.state'].curstate().output_notebook('jupyter')", "m['bokeh.io.state'].curstate().notebook_type"),
+    "renderer": ("m['plotly.io._renderers'].renderers.default = 'notebook'", "m['plotly.io._renderers'].renderers.default"),
+    "template": ("m['plotly.io._templates'].templates.default = 'plotly_dark'", "m['plotly.io._templates'].templates.default"),
+    "altair": ("m['altair'].renderers.enable('svg', ppi=2)", "(m['altair'].renderers.active, m['altair'].renderers.options)"),
+    "polars": ("m['polars.config'].Config.set_float_precision(3)", "m['polars.config']._POLARS_CFG_DIRECT_VARS['set_float_precision']()"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", LIBRARIES_NOT_HERE)
+def test_libraries_of_plots_and_tables(undone: None, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Proves: semantics.md, Cells: Ambient state. With stand-ins: what is read is put in place there, and taken back."""
+    change, look = LIBRARIES_NOT_HERE[part]
+    kernel, worker = _stand_ins(), _stand_ins()
+    with monkeypatch.context() as patch:
+        for name, module in kernel.items():
+            patch.setitem(sys.modules, name, module)
+        before = ambient.take()
+        exec(change, {"m": kernel})
+        sent = ambient.difference(before, ambient.take())
+        assert list(sent) == [part]
+        for name, module in worker.items():
+            patch.setitem(sys.modules, name, module)
+        first, there = eval(look, {"m": worker}), ambient.take()
+        assert ambient.apply(pickle.loads(pickle.dumps(sent))) == []
+        assert eval(look, {"m": worker}) == eval(look, {"m": kernel}) != first
+        ambient.restore(there)
+        assert eval(look, {"m": worker}) == first
 
 
 # --- The shell --------------------------------------------------------------------------------------------
@@ -636,6 +943,164 @@ def test_magics_of_the_notebook(follow: Any) -> None:
     assert (seen["left"], seen["gone"], seen["configurables"], seen["notes"], seen["covered"]) == ([], [], [], [], None)
 
 
+def test_where_cd_has_been(follow: Any, tmp_path: Path) -> None:
+    """Proves: semantics.md, Cells: Ambient state (cwd). `%cd -` goes back in a cell, and the list comes home."""
+    (tmp_path / "sub").mkdir()
+    seen = follow(
+        f"""
+        os.chdir({str(tmp_path)!r})
+        ip.run_line_magic("cd", "-q sub")
+        """,
+        """
+        started = ambient.take(ip)
+        visited = len(ip.user_ns["_dh"])
+        run("%cd -q -")
+        seen["back"] = os.getcwd() != started["cwd"]["cwd"]
+        home = ambient.difference(started, ambient.take(ip))["dhist"][0]["_dh"]
+        seen["home"] = [len(home) - visited, str(home[-1]) == os.getcwd()]
+        end()
+        seen["left"] = list(ambient.difference(before, ambient.take(ip)))
+        """,
+    )
+    assert {"cwd", "dhist"} <= set(seen.pop("parts"))
+    assert seen == {"notes": [], "back": True, "home": [1, True], "left": []}
+
+
+STATEFUL = """
+from IPython.core.magic import Magics, magics_class, line_magic
+@magics_class
+class Ticking(Magics):
+    count, seen = 0, None
+    @line_magic
+    def tick(self, line):
+        self.count += 1
+        self.seen = [*(self.seen or []), line]
+        return self.count
+get_ipython().register_magics(Ticking)
+ip = get_ipython()
+ip.run_line_magic("tick", "here")
+"""
+
+
+def test_a_magics_object_keeps_its_state(follow: Any, tmp_path: Path) -> None:
+    """Proves: semantics.md, Cells: --wait -o '*'. Its counter goes on in the worker, and comes home into the same object."""
+    seen = follow(
+        f"cell({STATEFUL!r})",
+        """
+        started = ambient.take(ip)
+        seen["there"] = run("%tick there")
+        changes, gone = ambient.difference(started, ambient.take(ip))["magics"]
+        seen["home"] = [changes["class", "Ticking"][1], gone]
+        own = ip.magics_manager.registry["Ticking"]
+        cls = type(own)
+        ambient.apply({"magics": ({("class", "Ticking"): (cls, {"count": 9})}, [])}, ip)
+        seen["same"] = [own is ip.magics_manager.registry["Ticking"], own.count, own.seen, run("%tick x")]
+        """,
+    )
+    assert seen == {
+        "parts": ["magics"], "notes": [], "there": 2, "home": [{"count": 2, "seen": ["here", "there"]}, []],
+        "same": [True, 9, None, 10],
+    }  # fmt: skip
+
+
+HOOKS = """
+import ast
+ran = []
+def after(*_): ran.append(1)
+def hallo(lines): return [line.replace("HALLO", "HALLO + 'hello'") for line in lines]
+def later(lines): return [line.replace("SPAETER", "'later'") for line in lines]
+class Doubler(ast.NodeTransformer):
+    def visit_Constant(self, node):
+        import ast
+        return ast.copy_location(ast.Constant(node.value * 2), node) if type(node.value) is int else node
+def handler(shell, etype, value, tb, tb_offset=None): ran.append(2)
+ip = get_ipython()
+ip.events.register("post_run_cell", after)
+ip.input_transformers_cleanup.append(hallo)
+ip.input_transformers_post.append(later)
+ip.ast_transformers.append(Doubler())
+ip.set_custom_exc((LookupError,), handler)
+"""
+
+
+def test_hooks_of_the_notebook(follow: Any) -> None:
+    """Proves: semantics.md, Cells: --wait -o '*'. A cell finds them and may take them away. The kernel calls those that
+    it calls anyway: events, the transformers that saw the text, the handler of errors; the others work in the cell."""
+    seen = follow(
+        f"cell({HOOKS!r})",
+        """
+        started = ambient.take(ip)
+        # Its text has been transformed in the kernel; that of the inner cell has not.
+        seen["values"] = run("HALLO = 'oh '\\ninner = get_ipython().run_cell('HALLO').result\\ninner, 21, SPAETER")
+        own = ip.events.callbacks["post_run_cell"][0]
+        seen["callback"] = [own == own.function, own.function.__globals__.get("ran")]
+        seen["handler"] = ip.CustomTB(KeyError, KeyError(), None)
+        ip.events.unregister("post_run_cell", own.function)
+        ip.input_transformers_cleanup.pop()
+        ip.ast_transformers.clear()
+        ip.set_custom_exc((), None)
+        home = ambient.difference(started, ambient.take(ip))
+        seen["home"] = {part: [len(changed), [str(key[0]) if part != "custom_exc" else key for key in gone]]
+                        for part, (changed, gone) in home.items()}
+        ambient.apply({part: ({key: started[part][key] for key in gone}, []) for part, (_, gone) in home.items()}, ip)
+        seen["again"] = not ambient.difference(started, ambient.take(ip))
+        end()
+        seen["left"] = list(ambient.difference(before, ambient.take(ip)))
+        """,
+    )
+    assert seen == {
+        "parts": ["custom_exc", "events", "transformers"], "notes": [], "values": ["oh hello", 42, "later"],
+        "callback": [True, None], "handler": [],
+        "home": {"events": [0, ["post_run_cell"]], "transformers": [0, ["cleanup", "ast"]], "custom_exc": [0, ["handler"]]},
+        "again": True, "left": [],
+    }  # fmt: skip
+
+
+def test_callbacks_that_a_cell_registers_are_called_by_the_kernel() -> None:
+    """Proves: semantics.md, Cells: --wait -o '*'. Once per cell, and not by the worker, too; other cells call theirs."""
+    seen = child(
+        WORKER.partition("before =")[0],
+        """
+        code = '''
+        ran = []
+        def after(*_): ran.append(1)
+        def handler(*_, **__): ran.append(2)
+        get_ipython().events.register("post_run_cell", after)
+        get_ipython().set_custom_exc((LookupError,), handler)
+        {}["missing"]
+        '''
+        for star in (True, False):
+            before = ambient.take(ip)
+            if star:
+                ambient.leave_events_to_the_kernel(ip)
+            try:
+                run(textwrap.dedent(code))
+            except KeyError:
+                pass
+            seen[f"ran {star}"] = ip.user_ns["ran"]
+            seen[f"home {star}"] = sorted(ambient.difference(before, ambient.take(ip)))
+            end()
+            seen[f"left {star}"] = list(ambient.difference(before, ambient.take(ip)))
+        """.replace("textwrap.dedent", "__import__('textwrap').dedent"),
+    )
+    assert seen == {
+        "ran True": [], "home True": ["custom_exc", "events"], "left True": [],
+        "ran False": [2, 1], "home False": ["custom_exc", "events"], "left False": [],
+    }  # fmt: skip
+
+
+def test_hooks_go_only_where_they_may_be_looked_at() -> None:
+    """Proves: semantics.md, Cells: Ambient state. What a callback reads may be large."""
+    sent: Any = {
+        "events": ({("post_run_cell", print): True}, []),
+        "custom_exc": ({"handler": 1}, []),
+        "cwd": ({"cwd": "/"}, []),
+    }
+    assert list(ambient.without_other_magics(sent, "x = 1")) == ["cwd"]
+    assert list(ambient.without_other_magics(sent, "ip.events.unregister(f)")) == ["events", "cwd"]
+    assert list(ambient.without_other_magics(sent, "ip.set_custom_exc((), None)")) == ["custom_exc", "cwd"]
+
+
 FORMATTERS = """
 class Point:
     pass
@@ -680,7 +1145,7 @@ def test_extensions(follow: Any, tmp_path: Path) -> None:
         "    loud = Bool(False).tag(config=True)\n"
         "    @line_magic\n"
         "    def good(self, line): return self.loud\n"
-        "def load_ipython_extension(ip): ip.register_magics(GoodMagics)\n"
+        "def load_ipython_extension(ip):\n    print('loaded')\n    ip.register_magics(GoodMagics)\n"
     )
     (tmp_path / "ambient_bad.py").write_text(
         "def load_ipython_extension(ip):\n    if 'Kernel' in type(ip.kernel).__name__: raise OSError('no browser here')\n"
@@ -694,6 +1159,7 @@ def test_extensions(follow: Any, tmp_path: Path) -> None:
         ip.run_line_magic("config", "GoodMagics.loud = True")
         """,
         """
+        seen["printed"] = told.getvalue()
         seen["loud"] = run("%good")
         end()
         seen["kept"] = "ambient_good" in ip.extension_manager.loaded  # for the kernel's next cell
@@ -703,6 +1169,7 @@ def test_extensions(follow: Any, tmp_path: Path) -> None:
         """,
     )
     assert seen["parts"] == ["extensions", "path", "settings"]
+    assert seen["printed"] == ""  # but where the user loaded it
     assert seen["notes"] == ["The extension ambient_bad could not be taken over: OSError: no browser here."]
     assert (seen["loud"], seen["kept"], seen["quiet"], seen["again"]) == (True, True, False, [])
 
@@ -749,6 +1216,7 @@ def test_what_the_cell_changed_comes_home(tmp_path: Path) -> None:
         "import numpy, pandas; numpy.set_printoptions(precision=3); pandas.options.display.max_rows = 5; os.environ['KEPT'] = '1'",
         SEND,
         file=sent,
+        warm=True,
     )
     child(
         WORKER,
@@ -761,6 +1229,7 @@ def test_what_the_cell_changed_comes_home(tmp_path: Path) -> None:
         seen["parts"] = sorted(changes)
         """,
         file=sent,
+        warm=True,
     )
     seen = child(
         KERNEL,
@@ -775,6 +1244,7 @@ def test_what_the_cell_changed_comes_home(tmp_path: Path) -> None:
         seen["magic"] = ip.run_line_magic("mine", "")
         """,
         file=home,
+        warm=True,
     )
     assert seen["parts"] == ["aliases", "environ", "magics", "numpy", "pandas", "settings", "warnings"]
     assert seen["now"] == [60, "1", False, 2, "ignore"]
@@ -934,7 +1404,8 @@ def test_taking_and_restoring_is_cheap() -> None:
             return min(times)
         seen["take"] = best(lambda: ambient.take(ip))
         seen["restore"] = best(lambda: ambient.restore(before, ip))
-        """
+        """,
+        warm=True,
     )
     assert seen["take"] < 0.0006  # seconds; measured 0.07 to 0.2. Room for a slow machine
     assert seen["restore"] < 0.0012

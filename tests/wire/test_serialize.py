@@ -640,6 +640,155 @@ class A:
 value = A(4)
 # ==> value.n == 4
 
+# %% exception with an __init__ of its own
+class MyError(Exception):
+    def __init__(self, stage, *, code=1):
+        super().__init__(f"stage {stage} failed")
+        self.stage, self.code = stage, code
+value = MyError("load", code=7)
+# ==> (value.args, value.stage, value.code) == (("stage load failed",), "load", 7)
+
+# %% exception with slots and fields of its base
+class MyError(SyntaxError):
+    __slots__ = ("note",)
+    def __init__(self, note):
+        super().__init__("no good", ("cell.py", 3, 1, "x ="))
+        self.note = note
+value = MyError([1])
+# ==> (value.note, value.lineno, value.filename, str(value)) == ([1], 3, "cell.py", "no good (cell.py, line 3)")
+
+# %% exception with its causes
+def fail():
+    try:
+        try:
+            {}["a"]
+        except KeyError as error:
+            raise ValueError("v") from error
+    except ValueError:
+        raise TypeError("t") from None
+try:
+    fail()
+except TypeError as error:
+    value = error
+    value.kept = [error.__context__]
+# ==> value.__suppress_context__ and value.__cause__ is None and value.kept[0] is value.__context__
+# ==> repr(value.__context__.__cause__) == "KeyError('a')"
+
+# %% match
+import re
+value = [*re.finditer("a(?P<n>b)?", "ab a"), re.compile("x*").fullmatch("xx"), re.search("b", "abab", 0)]
+value.append(re.compile("b").search("abab", 2, 4))
+# ==> [m.regs for m in value] == [((0, 2), (1, 2)), ((3, 4), (-1, -1)), ((0, 2),), ((1, 2),), ((3, 4),)]
+# ==> value[0]["n"] == "b" and value[0].lastgroup == "n" and value[4].pos == 2
+
+# %% generator that has ended
+def value(): yield 1
+value = value()
+list(value)
+# ==> list(value) == [] and value.__qualname__ == "value" and value.gi_frame is None
+
+# %% coroutine that has ended
+async def value(): return 1
+value = value()
+try:
+    value.send(None)
+except StopIteration:
+    pass
+# ==> value.__name__ == "value" and value.cr_frame is None
+
+# %% async generator that has ended
+async def value(): yield 1
+async def all_of(it): return [each async for each in it]
+value = value()
+__import__("asyncio").run(all_of(value))
+# ==> value.__name__ == "value" and value.ag_frame is None
+
+# %% iterator that has ended
+value = [iter([1]), iter("ab"), iter("é"), iter((1,))]
+rest = [list(each) for each in value]
+# ==> [each.__reduce__()[2:] for each in value] == [()] * 4 and not any(map(list, value))
+
+# %% context manager as a decorator
+import contextlib
+@contextlib.contextmanager
+def tagged(found):
+    found.append("in")
+    yield
+    found.append("out")
+found = []
+@tagged(found)
+def value(found=found):
+    return list(found)
+value.found = found
+# ==> value()[-1] == "in" and value.found[-1] == "out" and value.__closure__[1].cell_contents.args[0] is value.found
+
+# %% closed buffers
+import io
+value = [io.StringIO("a"), io.BytesIO(b"a"), io.StringIO("b")]
+value[0].close()
+value[1].close()
+# ==> [type(each).__name__ for each in value] == ["StringIO", "BytesIO", "StringIO"]
+# ==> [each.closed for each in value] == [True, True, False] and value[2].getvalue() == "b"
+
+# %% enum with aliases, and members with attributes
+import enum
+class E(enum.Enum):
+    A = 1, "x"
+    B = 2, "y"
+    C = 1, "x"
+    def __init__(self, number, text):
+        self.number, self.text = number, text
+class F(enum.Flag):
+    R, W = 1, 2
+    RW = 3
+value = (E, E.C, F.RW)
+# ==> value[0].A is value[1] is value[0]["C"] and list(value[0].__members__) == ["A", "B", "C"]
+# ==> (value[1].number, value[0].B.text) == (1, "y")
+# ==> type(value[2])(3) is value[2] is type(value[2])["RW"]
+
+# %% nested classes
+class Outer:
+    class Inner:
+        pass
+value = Outer
+# ==> (value.Inner.__qualname__, value.Inner.__name__) == ("Outer.Inner", "Inner")
+
+# %% what a class says again
+class A:
+    x = limit = 1
+class B(A):
+    __slots__ = ()
+    x = A.x
+class C:
+    __slots__ = ()
+value = (B, C)
+# ==> "x" in vars(value[0]) and not hasattr(value[1](), "__dict__")
+
+# %% type variable
+import typing
+value = typing.TypeVar("T", bound=int)
+# ==> (value.__module__, value.__bound__) == ("__main__", int)
+
+# %% protocol
+import typing
+@typing.runtime_checkable
+class P(typing.Protocol):
+    def size(self): ...
+class Bag:
+    def size(self): return 0
+value = (P, Bag())
+# ==> isinstance(value[1], value[0]) and not isinstance(3, value[0])
+# ==> {"_is_protocol", "__parameters__"} <= set(vars(value[0]))
+
+# %% array of a class with attributes
+import numpy as np
+class Tagged(np.ndarray):
+    def __array_finalize__(self, obj):
+        self.tag = getattr(obj, "tag", None)
+value = np.arange(2.0).view(Tagged)
+value.tag = "m"
+# ==> type(value).__name__ == "Tagged" and value.tag == "m" and value.tolist() == [0.0, 1.0]
+
 # %% subclass of dict
 class D(dict):
     pass
@@ -985,6 +1134,90 @@ def test_annotations_that_cannot_be_evaluated_are_left_out(notebook: Namespace) 
         assert again(notebook["g"], namespace=notebook)(2) == 2
 
 
+# --- Classes are written once -----------------------------------------------------------------------------
+
+
+def test_nothing_is_told_again_of_a_class_that_arrives(notebook: Namespace, worker: Worker) -> None:
+    """Promise: `--wait -o '*'` is like the cell in the kernel, where a class is written, and told of, once.
+
+    Neither the metaclass's methods nor `__init_subclass__` nor `__set_name__`, which may read names that are not there yet.
+    """
+    cell = """
+        class Registry(type):
+            seen = []
+            def __new__(meta, name, bases, body, **options):
+                meta.seen.append(("new", name))
+                return super().__new__(meta, name, bases, body, **options)
+            def __init__(cls, name, bases, body, **options):
+                Registry.seen.append(("init", name))
+            def __setattr__(cls, name, value):
+                Registry.seen.append(("set", name))
+                super().__setattr__(name, value)
+        class Column:
+            def __set_name__(self, owner, name):
+                Registry.seen.append(("named", name))
+                self.name = name
+        class Model(metaclass=Registry):
+            def __init_subclass__(cls, table, **rest):
+                Registry.seen.append(("sub", Model.__name__, table))
+                cls.table = table
+        class House(Model, table="houses"):
+            rooms = Column()
+        class Slotted:
+            __slots__ = ("x",)
+            def __init_subclass__(cls):
+                Registry.seen.append(("sub", cls.__name__))
+        class Bare(Slotted):
+            __slots__ = ("y",)
+        class Empty:
+            __slots__ = ()
+            def __init_subclass__(cls):
+                Registry.seen.append(("sub", cls.__name__))
+        class Full(Empty): pass
+        class Items(Empty, list): pass
+        class Told(Full, dict): pass
+        """
+    names = ("Registry", "House", "Items", "Bare", "Full", "Told")
+    give = f"answer = [{', '.join(names)}, House.rooms.name, House.table, list(Registry.seen)]"
+    run(cell, notebook)
+    seen = list(notebook["Registry"].seen)
+    checks = """
+        assert House.__mro__[1].__name__ == "Model" and House.__base__ is House.__mro__[1], House.__mro__
+        assert type(House) is Registry and [c.__name__ for c in Items.__mro__[1:3]] == ["Empty", "list"]
+        assert not hasattr(Bare(), "__dict__") and Full().__dict__ == {} and isinstance(Told(), dict)
+        assert all(len(c.__subclasses__()) == 1 for c in (House.__base__, Full))
+        """
+    back = worker.run({name: notebook[name] for name in names}, textwrap.dedent(checks) + give, notebook)
+    assert back == [*(notebook[name] for name in names), "rooms", "houses", seen]
+    assert notebook["Registry"].seen == seen
+    # The other way: born in the worker.
+    *classes, name, table, there = worker.run({}, textwrap.dedent(cell) + give, notebook)
+    assert (name, table, there) == ("rooms", "houses", seen)
+    assert classes[0].seen == seen
+    assert issubclass(classes[2], list)
+
+
+# --- Errors -----------------------------------------------------------------------------------------------
+
+
+def test_a_cause_that_cannot_be_sent_stays_behind_alone(notebook: Namespace) -> None:
+    """Promise: errors come home. What was behind one is no reason to refuse it."""
+    try:
+        try:
+            raise KeyError(LOCK)
+        except KeyError as error:
+            raise ValueError("v") from error
+    except ValueError as error:
+        kept = error
+    back = again(kept, namespace=notebook)
+    assert (back.args, back.__cause__) == (("v",), None)
+    end: BaseException = KeyError(0)
+    for number in range(30):  # each is tried once for each before it, not twice as often with every step
+        error = KeyError(number)
+        error.__context__, end = end, error
+    assert again(end, namespace=notebook).__context__.__context__.args == (27,)
+
+
 # --- Identity ---------------------------------------------------------------------------------------------
 
 
@@ -1072,7 +1305,7 @@ def test_arrays_leave_the_pickle_as_buffers(value: Any, count: int) -> None:
 
 
 def test_neither_side_copies() -> None:
-    array = np.arange(1000)
+    array = np.arange(20_000)
     data, buffers = dumps({"a": array})
     back = loads(data, buffers)["a"]
     assert back.ctypes.data == array.ctypes.data
@@ -1099,6 +1332,19 @@ def test_arrays_are_read_only_or_private_whatever_their_size(length: int, writab
     else:
         with pytest.raises(ValueError, match="read-only"):
             back["array"][0] = 99
+
+
+def test_an_array_that_owns_its_memory_does_so_over_there() -> None:
+    """So that it can be resized. Large ones stay mapped, and views are views; see also the two tests above."""
+    small, large = np.arange(6), np.arange(100_000)
+    data, mapped = unpack((payload := pack(*dumps([small, small[1:], large]))).head, payload.fd, writable=True)
+    payload.close()
+    one, view, two = loads(data, mapped)
+    assert (one.flags.owndata, view.flags.owndata, two.flags.owndata) == (True, False, False)
+    one.resize(9, refcheck=False)
+    assert one.tolist() == [0, 1, 2, 3, 4, 5, 0, 0, 0]
+    order = loads(*dumps(np.asfortranarray(np.ones((2, 3)))))
+    assert order.flags.f_contiguous
 
 
 def test_a_read_only_array_stays_read_only() -> None:
@@ -1460,7 +1706,7 @@ HINTS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: open(os.devnull),
         f"is an open file ('{os.devnull}'), which cannot be sent. Pass its path and open it inside the task.",
     ),
-    "binary_file": (lambda: open(os.devnull, "rb"), "which cannot be pickled. Pass its path and open it"),
+    "binary_file": (lambda: open(os.devnull, "rb"), "which cannot be sent. Pass its path and open it"),
     "written_file": (lambda: open(os.devnull, "w"), "is an open file"),
     "temporary_file": (tempfile.NamedTemporaryFile, "tempfile._TemporaryFileWrapper): pass its path"),
     "mmap": (lambda: mmap.mmap(-1, 10), "Pass its path and open it inside the task."),
@@ -1525,6 +1771,49 @@ def test_an_open_file_is_never_sent_as_its_content(tmp_path: Any) -> None:
         with pytest.raises(UnserializableError, match="is an open file") as caught:
             dumps({"f": file}, root="cfg")
     assert caught.value.path == "cfg['f']"
+
+
+@pytest.mark.parametrize("mode", ["r", "w", "a", "r+", "w+", "x", "rb", "wb", "ab", "r+b"])
+def test_a_closed_file_travels_as_its_name_and_mode(mode: str, tmp_path: Any) -> None:
+    """Promise: `with open(...) as f` leaves the same in `f`. Nothing is opened, created or emptied over there."""
+    path = tmp_path / "data.txt"
+    if "x" not in mode:
+        path.write_text("text")
+    with open(path, mode) as file:
+        pass
+    path.write_text("kept")
+    back = again([file, file])
+    assert back[0] is back[1]
+    assert (repr(back[0]), back[0].closed, back[0].mode, type(back[0])) == (repr(file), True, file.mode, type(file))
+    with pytest.raises(ValueError, match="closed file"):
+        back[0].fileno()
+    assert path.read_text() == "kept"
+    path.unlink()
+    again(file)
+    assert not path.exists()
+
+
+def test_closed_temporary_files_travel_too() -> None:
+    """pickle asks a copy for `__setstate__`; without its attributes it answers with a KeyError."""
+    with tempfile.NamedTemporaryFile("w+") as named, tempfile.TemporaryFile() as unnamed:
+        pass
+    one, two = again([named, unnamed])
+    assert (one.name, one.closed, two.closed) == (named.name, True, True)
+
+
+def test_what_belongs_to_a_shell_is_refused_with_the_reason() -> None:
+    """IPython's lazy magics would answer pickle's questions without an end."""
+    part = type("LazyMagic", (), {"__module__": "IPython.core.magic"})()
+    with pytest.raises(UnserializableError, match="belongs to IPython's shell, and each process has its own"):
+        dumps({"cd": part})
+
+
+def test_a_generator_half_run_is_refused() -> None:
+    running = (i for i in range(3))
+    for _ in range(2):
+        with pytest.raises(UnserializableError, match="is a generator, which cannot be pickled"):
+            dumps([running])
+        next(running)
 
 
 def test_an_error_of_the_objects_own_code_is_told_as_such() -> None:

@@ -87,6 +87,19 @@ def test_edited_while_it_was_being_used_counts_as_edited(place: Path) -> None:
     assert modules.forget_edited() == ["jt_quick"]
 
 
+def test_what_was_reloaded_is_not_edited(place: Path) -> None:
+    """The user has done it already: the module stays the one that other names hold."""
+    edit(place / "jt_again.py", "x = 1")
+    module = importlib.import_module("jt_again")
+    modules.forget_edited()
+    edit(place / "jt_again.py", "x = 2")
+    importlib.reload(module)
+    assert modules.forget_edited() == []
+    assert sys.modules["jt_again"] is module
+    edit(place / "jt_again.py", "x = 3")
+    assert modules.forget_edited() == ["jt_again"]
+
+
 def test_a_file_that_is_gone_leaves_its_module(place: Path) -> None:
     """As in the kernel: what is imported works on."""
     edit(place / "jt_gone.py", "x = 1")
@@ -99,7 +112,7 @@ def test_a_file_that_is_gone_leaves_its_module(place: Path) -> None:
 
 def test_the_installation_is_not_looked_at(place: Path) -> None:
     modules.forget_edited()
-    watched = {path for _, path, _ in modules._stamps.values()}
+    watched = {path for *_, path, _ in modules._stamps.values()}
     assert not any("site-packages" in path or path == json_file() for path in watched)
 
 

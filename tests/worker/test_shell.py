@@ -285,6 +285,28 @@ CELLS = {
     "xmode back": "%xmode Context",
     "minimal f-string": "f'{1+1}'",
 }
+# Only as cells that are waited for, which are more like those of a kernel.
+WAITED_CELLS = {
+    "help": "len?",
+    "pages": "text = 'one'\n%page text\nget_ipython().set_next_input('next', replace=True)",
+    "is with a literal": "x = 5\nx is 5",
+    "awaits and is": "import asyncio\nx = await asyncio.sleep(0, 5)\nx is 5",
+    "loop": "import asyncio\nasyncio.get_running_loop().is_running(), asyncio.get_event_loop().is_running()",
+    "task": "import asyncio\nasync def f(): pass\ntask = asyncio.create_task(f())\nprint('created')",
+    "asyncio.run": "import asyncio\nasync def f(): pass\ncoroutine = f()\nasyncio.run(coroutine)",
+    "displays itself": "class D:\n    def _ipython_display_(self): print('me')\nD()",
+    "source": "import inspect\ndef f():\n    return 2\nprint(inspect.getsource(f), f.__code__.co_filename)",
+    "printed": "import traceback\ntry:\n    1/0\nexcept Exception:\n    traceback.print_exc()",
+    "deleted": "x = [1]\n%xdel x\n'x' in globals()",
+    "taken by a handler": (
+        "def mine(ip, etype, value, tb, tb_offset=None):\n    print('mine', value)\n"
+        "get_ipython().set_custom_exc((LookupError,), mine)\n{}['k']"
+    ),
+    "no handler": "get_ipython().set_custom_exc((), None)",
+    "ignored": "class L:\n    def __del__(self): raise ValueError('late')\nx = L()\ndel x",
+}
+if sys.version_info >= (3, 11):
+    WAITED_CELLS["group"] = "try:\n    1/0\nexcept Exception as e:\n    raise ExceptionGroup('all', [e, KeyError('k')])"
 MAY_FAIL_DIFFERENTLY = {
     # ipykernel 7 marks the run as failed when one representation fails; the value is there, so the task is not.
     "repr fails",
@@ -349,7 +371,7 @@ def kernel_stories(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[s
     manager, client = start_new_kernel(kernel_name="python3", env=env)
     stories: dict[Any, dict[str, Any]] = {}  # by name, or by (name, "numbered")
     try:
-        for name, source in CELLS.items():
+        for name, source in {**CELLS, **WAITED_CELLS}.items():
             stories[name] = kernel_cell(client, source)
             if not source.startswith("%%"):
                 stories[name, "numbered"] = kernel_cell(client, f"#{FIRST}\n{source}")
@@ -380,6 +402,7 @@ def kernel_cell(client: Any, source: str) -> dict[str, Any]:
         "ename": reply.get("ename", ""),
         "evalue": reply.get("evalue", ""),
         "traceback": reply.get("traceback", []),
+        "payloads": reply["payload"],
     }
 
 
@@ -388,16 +411,20 @@ def worker_stories(kernel_stories: dict[Any, dict[str, Any]]) -> dict[Any, dict[
     """The same cells in a worker's shell, under the same numbers."""
     plan = [
         [name, source, kernel_stories[name]["n"], kernel_stories.get((name, "numbered"), {}).get("n")]
-        for name, source in CELLS.items()
+        for name, source in {**CELLS, **WAITED_CELLS}.items()
     ]
     return in_child(
         f"""
         import ipywidgets, matplotlib.pyplot, pandas
         gc.freeze()  # resets are faster so; a worker does it after its imports
         for name, source, n, numbered in json.loads({json.dumps(json.dumps(plan))}):
-            seen[name] = cell(source, n=n)
-            if numbered is not None:
-                seen[name + " numbered"] = cell(source, n=numbered, first_line={FIRST!r})
+            if name in {list(CELLS)}:
+                seen[name] = cell(source, n=n)
+                if numbered is not None:
+                    seen[name + " numbered"] = cell(source, n=numbered, first_line={FIRST!r})
+            first_line = "" if numbered is None else {FIRST!r}
+            file_name = "/tmp/ipykernel_1/" + str(123456 + n) + ".py"
+            seen[name + " waited"] = cell(source, n=numbered or n, first_line=first_line, file_name=file_name, waited=True)
         """,
         MPLBACKEND=None,
     )
@@ -423,6 +450,140 @@ def test_a_cell_looks_as_in_a_kernel(
     assert ours == theirs
     has_colours = any("\x1b[" in line for line in kernel["traceback"])
     assert any("\x1b[" in line for line in worker["traceback"]) == has_colours
+
+
+@pytest.mark.parametrize("name", {**CELLS, **WAITED_CELLS})
+def test_a_cell_that_is_waited_for_looks_exactly_as_in_a_kernel(
+    kernel_stories: dict[Any, Any], worker_stories: dict[str, Any], name: str
+) -> None:
+    """Promise: semantics.md, `--wait -o '*'`. Tracebacks with all lines and colours; pages and what the reply says, too."""
+    kernel = kernel_stories.get((name, "numbered"), kernel_stories[name])
+    worker = worker_stories[f"{name} waited"]
+    told = [content["told"] for kind, content in worker["messages"] if kind == "ended"]
+    assert len(told) == (1 if worker["failed"] else 0)
+    ours = normal_story([each for each in worker["messages"] if each[0] != "ended"])
+    theirs = normal_story(kernel["messages"])
+    if worker["ename"] == "UsageError":
+        ours["stderr"] += f"UsageError: {worker['evalue']}\n"  # by whoever raises it in the kernel
+    elif worker["ename"] == "SystemExit":
+        theirs["stderr"] = ""  # "To exit: use ...", once in a process: by whoever raises it
+    elif worker["ename"] == "ExceptionGroup":
+        ours["stderr"] += normal("\n".join(worker["traceback"]) + "\n")
+    assert ours == theirs
+    assert (worker["failed"] or worker["display_failed"]) == kernel["failed"]
+    if worker["display_failed"]:
+        assert kernel["evalue"] == "None"
+        return
+    assert (worker["ename"], normal(worker["evalue"])) == (kernel["ename"], normal(kernel["evalue"]))
+    if worker["ename"] != "ExceptionGroup":
+        lines = "\n".join(kernel["traceback"]).replace("#" + FIRST, FIRST)
+        assert normal("\n".join(worker["traceback"])) == normal(lines)
+    assert worker["payloads"] == kernel["payloads"]
+    assert told == ([name == "taken by a handler"] if worker["failed"] else [])
+
+
+@pytest.fixture(scope="module")
+def waited() -> dict[str, Any]:
+    return in_child(
+        """
+        FILE = "/tmp/ipykernel_1/5.py"
+        def waited(name, source, **options):
+            seen[name] = cell(source, waited=True, file_name=FILE, first_line="%%remote --wait", n=5, **options)
+
+        waited("figure", "import matplotlib.pyplot as plt\\nplt.plot([1])\\n1/0")
+        waited("figure without an error", "import matplotlib.pyplot as plt\\nplt.plot([1]);")
+        waited("usage", "%no_such")
+        waited("caught usage", "from IPython.core.error import UsageError\\nget_ipython().run_cell('%no_such');")
+        waited("exit", "raise SystemExit(3)")
+        waited("warnings after exit", "import warnings\\nwarnings.warn('To exit: use this')")
+        waited("nested", "def f(): pass\\nget_ipython().run_cell('def g(): pass')\\nf.__code__.co_filename, g.__code__.co_filename")
+        for name, source in {
+            "stored": "5", "semicolon": "5;", "none": "None", "not the last": "5\\nx = 6",
+            "assigned": "x = 5", "error": "5\\n1/0",
+            "itself": "class D:\\n    def _ipython_display_(self): pass\\nD()",
+            "bad repr": "class R:\\n    def _repr_html_(self): 1/0\\n    def __repr__(self): return 'R'\\nR()",
+        }.items():
+            waited(name, source)
+        answers = iter(["p x", "q"])
+        def stdin(prompt, password):
+            messages.append(["asked", prompt])
+            return next(answers)
+        waited("pdb", "%pdb on\\nx = 41 + 1\\n1/0", stdin=stdin)
+        waited("page", "%page text", namespace={"text": "one"})
+        seen["page for nobody"] = cell("%page text", {"text": "one"})
+        seen["next for nobody"] = cell("get_ipython().set_next_input('x')")
+
+        OLD = "/tmp/ipykernel_1/4.py"
+        namespace = shell.fresh_namespace()
+        exec(compile("\\n\\ndef old():\\n    return 1 / 0", OLD, "exec"), namespace)
+        shell.learn_sources({OLD: [4, "%%remote first\\n# made\\ndef old():\\n    return 1 / 0"]})
+        waited("learned", "import inspect\\nprint(inspect.getsource(old))\\nold()", namespace=namespace)
+        shell.learn_sources({f"/tmp/ipykernel_1/{i}.py": [i, "x\\ny"] for i in range(10, 500)})
+        shell.learn_sources({OLD: [4, "kept"]})
+        seen["known"] = [len([name for name in linecache.cache if "ipykernel_1" in name]), OLD in linecache.cache]
+        shell.reset()
+        seen["known after"] = [len(shell.ip.compile._filename_map), OLD in linecache.cache]
+        """,
+        MPLBACKEND=None,
+    )
+
+
+def test_outputs_of_post_execute_come_after_the_word_that_the_cell_has_failed(waited: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: a plain cell shows the error, then the figure."""
+    assert kinds(waited["figure"]) == ["ended", "display_data"]
+    assert kinds(waited["figure without an error"]) == ["display_data"]
+
+
+def test_who_raises_the_error_of_a_waited_cell_prints_it(waited: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: what a plain cell prints once is printed once."""
+    assert kinds(waited["usage"]) == ["ended"]
+    assert text_of(waited["caught usage"], "stderr") == "UsageError: Line magic function `%no_such` not found.\n"
+    assert kinds(waited["exit"]) == ["ended"]
+    assert plain(waited["exit"]["traceback"]).splitlines()[-1] == "SystemExit: 3"
+    assert "To exit: use this" in text_of(waited["warnings after exit"], "stderr")  # the filter has gone
+
+
+def test_a_cell_is_compiled_under_the_name_that_it_is_given(waited: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: warnings, tracebacks and inspect say what they say in the kernel."""
+    name, nested = eval(waited["nested"]["value"])
+    assert name == "/tmp/ipykernel_1/5.py"
+    assert nested.startswith("<ipython-input-")
+
+
+def test_a_result_is_what_ipython_stores(waited: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: `_` and Out are as after a plain cell."""
+    stored = ["stored", "semicolon", "none", "not the last", "assigned", "error", "itself", "bad repr"]
+    assert [name for name in stored if waited[name]["has_result"]] == ["stored", "itself", "bad repr"]
+    assert [name for name in stored if waited[name]["display_failed"]] == ["bad repr"]
+    assert waited["bad repr"]["failed"] is False
+
+
+def test_pdb_opens_below_the_error_which_is_then_told(waited: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait`: who waits is asked, and sees the error before."""
+    assert [kind for kind in kinds(waited["pdb"]) if kind != "stdout"] == ["error", "asked", "asked", "ended"]
+    assert "42\n" in text_of(waited["pdb"])
+    assert waited["pdb"]["messages"][-1] == ["ended", {"told": True}]
+
+
+def test_pages_are_payloads_if_somebody_waits_and_else_outputs(waited: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: `x?` opens the pager; a board shows it."""
+    assert waited["page"]["payloads"] == [{"source": "page", "data": {"text/plain": "'one'"}, "start": 0}]
+    assert kinds(waited["page"]) == []
+    assert kinds(waited["page for nobody"]) == ["display_data"]
+    assert waited["page for nobody"]["payloads"] == waited["next for nobody"]["payloads"] == []
+
+
+def test_functions_of_earlier_cells_are_shown_with_their_lines(waited: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: tracebacks through functions that travel are those of the kernel."""
+    text = plain(waited["learned"]["traceback"])
+    assert "Cell In[4], line 4, in old()\n      3 def old():\n----> 4     return 1 / 0" in text
+    assert text_of(waited["learned"]) == "def old():\n    return 1 / 0\n\n"
+    assert "#%%" not in text
+
+
+def test_texts_of_earlier_cells_are_bounded_and_the_last_are_kept(waited: dict[str, Any]) -> None:
+    assert waited["known"][1] is waited["known after"][1] is True
+    assert waited["known after"][0] <= 200
 
 
 # -- lines and frames
@@ -749,6 +910,30 @@ await asyncio.to_thread(lambda: threading.current_thread() is threading.main_thr
         seen["autoawait"] = cell("%autoawait")
         seen["off"] = cell("%autoawait False")
         seen["on again"] = cell("import asyncio\\nawait asyncio.sleep(0, 3)")
+        seen["waited task"] = cell('''
+import asyncio
+async def forever():
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("ended")
+task = asyncio.create_task(forever());''', waited=True)
+        in_loop = "import asyncio\\nasync def f(): return 5\\nasyncio.run(f()), asyncio.get_running_loop().is_running()"
+        seen["waited asyncio.run"] = cell(in_loop, waited=True)
+        import contextvars
+        variable = contextvars.ContextVar("variable", default=1)
+        cell("variable.set(2)", {"variable": variable}, waited=True)
+        seen["after a cell"] = variable.get()
+        cell("import asyncio\\nawait asyncio.sleep(0)\\nvariable.set(3)", {"variable": variable}, waited=True)
+        seen["after one that awaits"] = variable.get()
+        seen["nested loops"] = None
+        for package in ("nest_asyncio", "nest_asyncio2"):
+            try:
+                __import__(package)
+            except ImportError:
+                continue
+            seen["nested loops"] = cell(in_loop, waited=True, nested_loops=package)
+            break
         """
     )
 
@@ -757,6 +942,20 @@ def test_tasks_left_behind_are_cancelled_at_the_end_of_the_cell(asynchronous: di
     assert asynchronous["leftover"]["value"] == "'done'"
     assert text_of(asynchronous["leftover"]) == "ended\n"
     assert asynchronous["leftover fails"]["failed"] is False
+
+
+def test_a_waited_cell_runs_in_a_loop_and_can_nest_others_if_the_kernel_can(asynchronous: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: the kernel's loop is running while a cell runs, await or not."""
+    assert text_of(asynchronous["waited task"]) == "ended\n"
+    assert asynchronous["waited asyncio.run"]["ename"] == "RuntimeError"
+    if asynchronous["nested loops"] is not None:
+        assert asynchronous["nested loops"]["value"] == "(5, True)"
+
+
+def test_context_variables_keep_what_a_cell_sets_as_in_a_kernel(asynchronous: dict[str, Any]) -> None:
+    """Promise: semantics.md, `--wait -o '*'`: numpy's print options, which are one, come home."""
+    assert asynchronous["after a cell"] == 2
+    assert asynchronous["after one that awaits"] == 2
 
 
 def test_asyncio_run_works_in_a_cell_without_await(asynchronous: dict[str, Any]) -> None:
@@ -802,6 +1001,9 @@ try:
     time.sleep(60)
 finally:
     print("finally")''', first_line="%%remote")
+        interrupted("waited", "import time\\nprint('IN')\\ntime.sleep(60)", first_line="%%remote", waited=True)
+        interrupted("waited wins", "import time\\ntry:\\n    print('IN')\\n    time.sleep(60)\\nexcept KeyboardInterrupt:\\n    pass\\n'won'", waited=True)
+        interrupted("waited shell", "!echo IN; sleep 60\\nprint('not here')", waited=True)
         interrupted("busy", "print('IN')\\nwhile True: pass", lambda: said("IN"))
         interrupted("wins", "import time\\ntry:\\n    print('IN')\\n    time.sleep(60)\\nexcept KeyboardInterrupt:\\n    pass\\n'won'")
         interrupted("other error", "import time\\ntry:\\n    print('IN')\\n    time.sleep(60)\\nexcept KeyboardInterrupt:\\n    1/0")
@@ -886,6 +1088,17 @@ def test_an_interrupt_ends_a_sync_cell_and_its_finally_runs(interrupted: dict[st
     assert text_of(story) == "IN\nfinally\n"
     assert "Cell In[1], line" in plain(story["traceback"])
     assert interrupted["busy"]["ename"] == "KeyboardInterrupt"
+
+
+def test_an_interrupt_ends_a_waited_cell_which_is_a_step_of_a_loop(interrupted: dict[str, Any]) -> None:
+    """Promise: semantics.md, the stop button: code that blocks the loop is interrupted in the line where it is."""
+    story = interrupted["waited"]
+    assert story["ename"] == "KeyboardInterrupt"
+    assert re.search(r"Cell In\[1\], line .*\n(.*\n)*-+> \d+ time.sleep", plain(story["traceback"]))
+    assert "base_events" not in plain(story["traceback"])
+    assert interrupted["waited wins"]["value"] == "'won'"
+    assert interrupted["waited shell"]["ename"] == "KeyboardInterrupt"
+    assert "not here" not in text_of(interrupted["waited shell"])
 
 
 def test_a_cell_that_catches_the_interrupt_wins(interrupted: dict[str, Any]) -> None:
