@@ -859,9 +859,9 @@ def _import_quietly(names: Iterable[str]) -> None:
     """What comes home is in these modules. What they print when they are imported was seen when the cell did it."""
     for name in names:
         if name not in sys.modules:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                with contextlib.suppress(Exception):  # the value that needs it says so
-                    importlib.import_module(name)
+            quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+            with quiet[0], quiet[1], contextlib.suppress(Exception):  # the value that needs it says so
+                importlib.import_module(name)
 
 
 def _once_after(ip: Any, show: Callable[[], None]) -> None:
