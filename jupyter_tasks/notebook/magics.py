@@ -17,8 +17,9 @@ from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_ar
 from jupyter_tasks import api
 from jupyter_tasks.exceptions import JupyterTasksError
 from jupyter_tasks.notebook import stacks
-from jupyter_tasks.notebook.launcher import CellOptions, Launcher
+from jupyter_tasks.notebook.launcher import Launcher
 from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
+from jupyter_tasks.notebook.parcel import CellOptions
 from jupyter_tasks.refs import ObjectRef
 from jupyter_tasks.show import show_bytes, show_seconds
 
