@@ -455,13 +455,14 @@ class LocalBackend(Backend):
 
     @staticmethod
     def _ask_to_stop(worker: _Worker, entry: int) -> None:
-        """Writes to the ring; not twice what the worker has not taken notice of, or a hundred clicks on one task
-        would push out what was written for others."""
+        """Writes to the ring; not twice that a task is to stop, or a hundred clicks would push out what was written for
+        others. But that one is to be passed over each time: it may have come back to this worker since the last."""
         words = worker.page.words
         count = words[layout.COUNT]
-        for i in range(max(words[layout.HANDLED], count - layout.RING), count):
-            if words[layout.RING_AT + i % layout.RING] == entry:
-                return
+        if not entry & layout.MOVED:
+            for i in range(max(words[layout.HANDLED], count - layout.RING), count):
+                if words[layout.RING_AT + i % layout.RING] == entry:
+                    return
         worker.page.ask_to_stop(entry)
 
     def _interrupt_again_at(self, worker: _Worker, task: Task, delay: float) -> None:

@@ -19,6 +19,7 @@ from jupyter_tasks.engine.states import State
 from jupyter_tasks.supervisor import platform
 from jupyter_tasks.wire import page as layout
 from jupyter_tasks.wire.page import Page
+from jupyter_tasks.worker.interrupt import Guard
 
 
 class Ear:
@@ -72,6 +73,19 @@ def test_what_stands_before_a_passed_over_task_has_ended(place: Any) -> None:
     backend.recall(lease, b.id)
     assert b.state is State.PENDING
     assert backend._host.heard[1:] == []
+
+
+def test_a_task_that_comes_back_is_passed_over_again(place: Any) -> None:
+    """1. what is behind a slow task goes elsewhere   2. the worker passes it over   3. it comes back to this worker, behind
+    another slow task   4. it goes elsewhere once more: this worker must not run it, too."""
+    _, backend, lease, worker, (a, b, *_) = place
+    guard = Guard(worker.page, set())
+    for _ in range(2):
+        at(worker, a, busy=True)
+        worker.page.words[layout.STARTED_NS] = 0  # long ago
+        backend._hand_back(worker, lease)
+        assert guard.begin(b.id), "it runs here, and elsewhere"
+        guard.end()
 
 
 @pytest.mark.parametrize(
