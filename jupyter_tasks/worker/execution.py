@@ -571,12 +571,17 @@ class _Worker:
 
     def _cell(self, id: int, options: dict[str, Any], body: bytes, fd: int | None) -> tuple[list[bytes], list[int]]:
         """Runs one cell in the shell. Raises only KeyboardInterrupt."""
-        from jupyter_tasks.worker import cells
+        try:
+            with self.guard.held():  # half a shell would break every later cell of this process
+                from jupyter_tasks.worker import cells
 
-        self._around = None  # a cell has more around it, and looks after it itself
-        modules.forget_edited()
-        namespace = cells.namespace(self)
-        self._cleanup = cells.forget  # from here on: what arrives may have changed the directory, and then fail
+                self._around = None  # a cell has more around it, and looks after it itself
+                modules.forget_edited()
+                namespace = cells.namespace(self)
+                self._cleanup = cells.forget  # from here on: what arrives may have changed the directory, and then fail
+        except BaseException:
+            _close(fd)
+            raise
         content = self._content(body, fd, namespace, options)
         outcome = cells.run(self, id, options, content)
         # A worker with GPUs would keep their memory, too.

@@ -173,8 +173,19 @@ def worker_shell() -> Shell:
     """The one shell of this process. Imports IPython at the first call. Main thread only."""
     global _shell
     if _shell is None:
-        _shell = Shell(_make_ipython())
+        try:
+            _shell = Shell(_make_ipython())
+        except BaseException:
+            _forget_instance()  # IPython makes one only: the next cell would not get a shell at all
+            raise
     return _shell
+
+
+def _forget_instance() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    if InteractiveShell.initialized():
+        type(InteractiveShell._instance).clear_instance()
 
 
 _shell: Shell | None = None

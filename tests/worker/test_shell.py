@@ -1171,6 +1171,30 @@ def test_an_interrupt_before_the_code_begins_ends_the_cell_and_one_after_its_end
     assert seen["pre_execute"]["ename"] == "KeyboardInterrupt"
 
 
+def test_a_shell_that_could_not_be_made_is_made_anew() -> None:
+    """IPython makes one instance only: an interrupt just after it was one cell's, and then that of all to come."""
+    seen = in_child(
+        """
+        from jupyter_tasks.worker import shell
+        made = shell._shell
+        type(made.ip).clear_instance()
+        shell._shell = None
+        begin = shell.Shell.__init__
+        def interrupted(self, ip):
+            raise KeyboardInterrupt
+        shell.Shell.__init__ = interrupted
+        try:
+            shell.worker_shell()
+        except KeyboardInterrupt:
+            seen["first"] = "interrupted"
+        shell.Shell.__init__ = begin
+        seen["second"] = shell.worker_shell().ip is not made.ip
+        """
+    )
+    assert seen["first"] == "interrupted"
+    assert seen["second"] is True
+
+
 # -- stdin
 
 
