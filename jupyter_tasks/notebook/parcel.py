@@ -72,6 +72,7 @@ class Packer:
         self._base = ambient.base(self._ip)
 
     def analyse(self, cell: str, first_line: str) -> capture.CellNames:
+        """What the cell does with names. Raises what a plain cell would, if it is no valid Python."""
         try:
             return capture.analyse(cell, self._ip.transform_cell)
         except SyntaxError as found:
@@ -101,6 +102,11 @@ class Packer:
         return None
 
     def captured(self, options: CellOptions, names: capture.CellNames) -> dict[str, Any]:
+        """The names that the cell takes along, with their values as they are now.
+
+        Raises:
+            UsageError: one that an option lists is not there.
+        """
         namespace = self._ip.user_ns
         for flag, listed in (("--in", options.ins), ("--only", options.only), ("--refs", options.refs)):
             missing = [name for name in listed or () if name not in namespace]
@@ -113,6 +119,7 @@ class Packer:
         return {**{name: namespace[name] for name in sorted(more)}, **taken}
 
     def kept_refs(self, options: CellOptions) -> set[str]:
+        """What --refs lists. Raises UsageError for a name that holds no reference."""
         for name in options.refs or ():
             held = self._ip.user_ns.get(name)
             if name in self._ip.user_ns and not isinstance(held, ObjectRef):
