@@ -124,7 +124,7 @@ def test_a_plain_ipython_terminal_works(tmp_path: Path) -> None:
         "%load_ext jupyter_tasks\n"
         "import jupyter_tasks as jt\n"
         "get_ipython().run_cell_magic('remote', 'first', 'print(\"from the worker\"); 6 * 7')\n"
-        "print('value', jt.get(first))\n"
+        "print(f'value {jt.get(first)}')\n"
         "get_ipython().run_cell_magic('remote', '--wait', 'print(\"waited\")')\n"
         "%tasks\n"
     )
