@@ -269,3 +269,20 @@ def session(request: pytest.FixtureRequest, module_session: None) -> Iterator[No
         described = describe(below)
         jt.shutdown()
         pytest.fail(f"the test left processes below a worker:\n{described}")
+
+
+@pytest.fixture(scope="module")
+def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One kernel for all tests of a module: they may not disturb each other, as cells of a notebook may not.
+
+    With the extension and what tests want everywhere; `FIRST_CELL` of the module is run, too.
+    """
+    from kernels import Kernel  # beside the end to end tests; others do not need it
+
+    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
+    imports = "%load_ext jupyter_tasks\nimport jupyter_tasks as jt, os, pathlib, sys, time\n"
+    first = kernel.run(imports + getattr(request.module, "FIRST_CELL", ""))
+    assert first.ok, first.error
+    yield kernel
+    kernel.close()
+    wait_until(lambda: not kernel.processes(), "nothing of the kernel is left after its shutdown")

@@ -65,6 +65,7 @@ START_LIMIT = 60.0  # seconds from the request to the first word; it takes 2 ms,
 START_FAILURES = 3  # workers in a row that could not be started before a task is told
 
 _GONE = object()  # the place of a lease whose worker is gone
+_NOT_OF_TASKS = frozenset({Kind.PRELOAD, Kind.FORGET, Kind.DEBUG})  # what a worker is told beside its tasks
 _END_KINDS = frozenset({Kind.RESULT, Kind.ERROR, Kind.INTERRUPTED})
 
 
@@ -430,6 +431,8 @@ class LocalBackend(Backend):
                     worker.functions.discard(fn)
                 elif kind == Kind.TASK:
                     ids.append(id)
+                elif kind in _NOT_OF_TASKS:  # alone in its packet
+                    self._send(worker, data, ())
         return ids
 
     def interrupt(self, task: Task) -> None:

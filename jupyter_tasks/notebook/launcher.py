@@ -12,7 +12,6 @@ import sys
 import sysconfig
 import time
 import types
-from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +31,7 @@ from jupyter_tasks.notebook.waiting import (
     StopButton,
     ask_user,
     import_quietly,
+    is_question,
     once_after,
     print_instead,
 )
@@ -44,6 +44,7 @@ __all__ = ["Launcher"]
 _RESERVED = frozenset({"all"})  # `%tasks cancel all`
 MOST_LINE = 200  # characters of an error in the headline
 MOST_NOTED = 5  # names that one line of a message lists
+LOOK_AGAIN = 0.5  # seconds between looks, while somebody debugs, at whether the supervisor is still there
 
 
 @dataclass(slots=True)
@@ -128,7 +129,6 @@ class Launcher:
         names = self._packer.analyse(cell, first_line)
         outs = self._outs(options, names)
         self._check_name(options.name, outs)
-        keep = names.refs_only | self._packer.kept_refs(options)
         taken = self._packer.captured(options, names)
         label = options.name or f"cell {cell_number(self._ip)}"
         client = self._started()
@@ -137,7 +137,7 @@ class Launcher:
         except ValueError as error:
             raise UsageError(f"%%remote: {error}") from None
         if client.settings.get("local_mode"):
-            self._run_in_place(client, cell, first_line, label, outs, options, taken, names, keep)
+            self._run_in_place(client, cell, first_line, label, outs, options, taken, names)
             return
         wire = self._wire_options(options, outs, label, first_line)
         sent: dict[int, Any] | None = {} if outs == "*" else None
@@ -158,7 +158,6 @@ class Launcher:
         options: CellOptions,
         taken: dict[str, Any],
         names: capture.CellNames,
-        keep: Set[str],
     ) -> None:
         """`init(local_mode=True)`: the cell runs here, and this returns when it is over."""
         from jupyter_tasks.inplace import InPlaceClient
@@ -180,7 +179,7 @@ class Launcher:
                 label=label,
                 outs=[] if star else list(outs),
                 keeps_value=bool(options.name),
-                refs_only=keep,
+                refs_only=names.refs_only.union(options.refs or ()),
                 at_home=names.mutates if star else None,
             )
         except exceptions.UnserializableError as error:
@@ -272,11 +271,10 @@ class Launcher:
         # The sink must be there before the task's first word: the id is known beforehand.
         id = client.new_ids(wire["num_returns"])
         board = None if options.wait or options.quiet else Board(show_id(id), label)
-        earlier = self._earlier_runs(options.name, place)
         if options.wait:
             self._router.add(id, lambda kind, content, stderr: news.put((kind, content, stderr)))
         elif board is not None:
-            board.earlier = [each.ref.task_id for each in earlier]
+            board.earlier = [each.ref.task_id for each in self._earlier_runs(options.name, place)]
             self._router.add(id, lambda kind, content, stderr: self._to_board(id, board, place, kind, content, stderr))
             self._feed.add(id, board, place)
         with StopButton(lambda: news.put(STOP)) as button:
@@ -382,22 +380,16 @@ class Launcher:
         shown = Shown(self._ip, self._screen, launched.place)
         stops = 0
         while (word := news.get()) is not None:
-            if word is not STOP and word[0] == Kind.DISPLAY and word[1]["type"] == "input_request":
-                shown.flush()
-                question = word[1]["content"]
-                answer = ask_user(self._ip, question["prompt"], is_password=question["password"], button=button)
-                if answer is not None:
-                    client.request("answer", serial=question["serial"], answer=answer)
-                elif not ref.is_final:
+            if word is STOP:
+                stops += 1
+                if stops == 2:
+                    print("The cell does not stop: ending its process.", file=sys.stderr)
+                client.cancel(ref.id, force=stops > 1, source="interrupt")
+            elif is_question(word):
+                if not self._ask(client, word[1]["content"], shown, button) and not ref.is_final:
                     news.put(STOP)
-                continue
-            if word is not STOP:
+            else:
                 shown.take(*word)
-                continue
-            stops += 1
-            if stops == 2:
-                print("The cell does not stop: ending its process.", file=sys.stderr)
-            client.cancel(ref.id, force=stops > 1, source="interrupt")
         shown.flush()
         self._router.remove(ref.id)
         if launched.sent is not None:
@@ -426,6 +418,22 @@ class Launcher:
             print_instead(self._ip, shown_error, getattr(shown_error, "_render_traceback_", list)())
         raise shown_error
 
+    def _ask(
+        self,
+        client: Client,
+        question: dict[str, Any],
+        shown: Shown,
+        button: StopButton,
+        otherwise: dict[str, Any] | None = None,
+    ) -> bool:
+        """Has the user answer a task. False if the stop button was pressed instead; the task is told `otherwise`."""
+        shown.flush()
+        answer = ask_user(self._ip, question["prompt"], is_password=question["password"], button=button)
+        said = otherwise if answer is None else answer
+        if said is not None:
+            client.request("answer", serial=question["serial"], answer=said)
+        return answer is not None
+
     def debug(self, id: int) -> bool:
         """Opens the frames of a failed task in a debugger, here in this cell. Returns when the user has had enough.
 
@@ -439,24 +447,19 @@ class Launcher:
             with StopButton(lambda: news.put(STOP)) as button:
                 if not client.request("debug", id=id):
                     return False
-                while True:
-                    word = news.get()
-                    if word is STOP:
-                        client.request("debug", id=id, interrupt=True)
-                        continue
-                    kind, content, _ = word
-                    if kind == Kind.DISPLAY and content["type"] == "input_request":
-                        shown.flush()
-                        question = content["content"]
-                        answer = ask_user(self._ip, question["prompt"], is_password=False, button=button)
-                        if answer is None:
-                            answer = {"interrupted": True}
-                        client.request("answer", serial=question["serial"], answer=answer)
-                    elif kind == Kind.DISPLAY and content["type"] == "debugged":
-                        shown.flush()
-                        return True
-                    else:
-                        shown.take(*word)
+                while not client.closed:
+                    with contextlib.suppress(queue.Empty):
+                        word = news.get(timeout=LOOK_AGAIN)
+                        if word is STOP:
+                            client.request("debug", id=id, interrupt=True)
+                        elif is_question(word):
+                            self._ask(client, word[1]["content"], shown, button, otherwise={"interrupted": True})
+                        elif word[0] == Kind.DISPLAY and word[1]["type"] == "debugged":
+                            break
+                        else:
+                            shown.take(*word)
+                shown.flush()
+                return True
         finally:
             self._router.remove(id)
             if before is not None:

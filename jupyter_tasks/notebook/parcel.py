@@ -64,6 +64,7 @@ class Packer:
         self._client: Client | None = None
         self._base: ambient.State = {}  # what a worker of this session begins with
         self._said: set[str] = set()  # what could not be sent along with cells, and was said
+        self._python: dict[str, str] = {}  # of the launch in hand: texts in IPython's syntax, as Python
         self._unasked: set[str] = set()  # names of this cell that nobody has asked for: left out without a word
 
     def connected(self, client: Client) -> None:
@@ -73,17 +74,24 @@ class Packer:
 
     def analyse(self, cell: str, first_line: str) -> capture.CellNames:
         """What the cell does with names. Raises what a plain cell would, if it is no valid Python."""
+        self._python.clear()
         try:
-            return capture.analyse(cell, self._ip.transform_cell)
+            return capture.analyse(cell, self._transformed)
         except SyntaxError as found:
             error = self._as_the_compiler_says(cell, first_line) or found
             lines = self._ip.SyntaxTB.structured_traceback(type(error), error, [])
             raise shown_as(stand_in(type(error).__name__, str(error)), lines) from None
 
+    def _transformed(self, text: str) -> str:
+        """IPython's syntax as Python. Asked for once in a launch: transformers of the user's may do more than that."""
+        if text not in self._python:
+            self._python[text] = self._ip.transform_cell(text)
+        return self._python[text]
+
     def _file_of(self, cell: str, first_line: str) -> str:
         """The name that the kernel's own compiler has for this cell's code. Also has it remember the source, so that
         tracebacks, warnings and inspect find the lines, whichever process they are drawn in."""
-        text = f"{first_line}\n{_blank_lines(cell)}{self._ip.transform_cell(cell)}"
+        text = f"{first_line}\n{_blank_lines(cell)}{self._transformed(cell)}"
         return str(self._ip.compile.cache(text, cell_number(self._ip), raw_code=f"{first_line}\n{cell}"))
 
     def _as_the_compiler_says(self, cell: str, first_line: str) -> SyntaxError | None:
@@ -91,7 +99,7 @@ class Packer:
         compiler = self._ip.compile
         try:
             name = self._file_of(cell, first_line)
-            text = f"#{first_line}\n{_blank_lines(cell)}{self._ip.transform_cell(cell)}"
+            text = f"#{first_line}\n{_blank_lines(cell)}{self._transformed(cell)}"
             with compiler.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
                 tree = compiler.ast_parse(text, filename=name)
                 for node in tree.body:  # each by itself, as IPython does: the first error is the one
@@ -105,29 +113,24 @@ class Packer:
         """The names that the cell takes along, with their values as they are now.
 
         Raises:
-            UsageError: one that an option lists is not there.
+            UsageError: one that an option lists is not there, or one after --refs holds no reference.
         """
         namespace = self._ip.user_ns
         for flag, listed in (("--in", options.ins), ("--only", options.only), ("--refs", options.refs)):
             missing = [name for name in listed or () if name not in namespace]
             if missing:
                 raise UsageError(f"%%remote: there is no variable {missing[0]!r} to take along with {flag}.")
+        for name in options.refs or ():
+            if not isinstance(namespace[name], ObjectRef):
+                raise UsageError(
+                    f"%%remote: --refs keeps references, but {name!r} holds a {type(namespace[name]).__name__}; "
+                    "leave it out, it is taken along as it is."
+                )
         more = {*(options.ins or ()), *(options.refs or ())}
         if options.only is not None:
             return {name: namespace[name] for name in sorted({*options.only, *more})}
         taken = capture.collect(names.reads | more, namespace, getattr(self._ip, "user_ns_hidden", {}))
         return {**{name: namespace[name] for name in sorted(more)}, **taken}
-
-    def kept_refs(self, options: CellOptions) -> set[str]:
-        """What --refs lists. Raises UsageError for a name that holds no reference."""
-        for name in options.refs or ():
-            held = self._ip.user_ns.get(name)
-            if name in self._ip.user_ns and not isinstance(held, ObjectRef):
-                raise UsageError(
-                    f"%%remote: --refs keeps references, but {name!r} holds a {type(held).__name__}; "
-                    "leave it out, it is taken along as it is."
-                )
-        return set(options.refs or ())
 
     def pack(
         self,
@@ -155,7 +158,7 @@ class Packer:
             content["nested_loops"] = nested
         self._unasked = set()
         extra = self._add_ambient(content, taken, options, names)
-        keep = names.refs_only | self.kept_refs(options)
+        keep = names.refs_only.union(options.refs or ())
         return self._pickled(content, taken, extra, keep, wire, wire["name"], memo)
 
     def _add_ambient(

@@ -21,7 +21,7 @@ from IPython.core.error import StdinNotImplementedError
 from jupyter_tasks.notebook.output import Place, Screen
 from jupyter_tasks.wire.frames import Kind
 
-__all__ = ["STOP", "Shown", "StopButton", "ask_user", "import_quietly", "once_after", "print_instead"]
+__all__ = ["STOP", "Shown", "StopButton", "ask_user", "import_quietly", "is_question", "once_after", "print_instead"]
 
 STOP = object()  # among the words of a waited task: the stop button was pressed
 
@@ -64,6 +64,11 @@ class StopButton:
             signal.pthread_kill(main, signal.SIGINT)
         else:
             _thread.interrupt_main()
+
+
+def is_question(word: Any) -> bool:
+    """A task asks for a line."""
+    return bool(word[0] == Kind.DISPLAY and word[1]["type"] == "input_request")
 
 
 def ask_user(ip: Any, prompt: str, *, is_password: bool, button: StopButton) -> dict[str, Any] | None:

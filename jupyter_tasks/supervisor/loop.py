@@ -401,6 +401,7 @@ class Supervisor:
         for _, fds in client.out:
             _close_all(fds)
         if client.known:
+            self._questions = {serial: asked for serial, asked in self._questions.items() if asked[0] != client.id}
             self._events.append(ClientGone(client.id))
 
     def _take_in(self, client: _Client, data: bytes) -> None:
@@ -614,8 +615,7 @@ class Supervisor:
         self._limited.pop(task.id, None)
         self._cpu_before.pop(task.id, None)
         if self._questions:
-            asked = {serial: question for serial, question in self._questions.items() if question[2] != task.id}
-            self._questions = asked
+            self._questions = {serial: asked for serial, asked in self._questions.items() if asked[2] != task.id}
 
     def _look_at_memory(self) -> None:
         now = time.monotonic()
@@ -782,28 +782,24 @@ class Supervisor:
         if path is None:
             self._send(client, frame(Kind.REPLY, request, to_json(None)))
             return
-        seen = 0
         patience = time.monotonic() + STACK_LIMIT
 
-        def look() -> None:
-            nonlocal seen
-            with contextlib.suppress(OSError), open(path, "rb") as file:
+        def look(seen: bytes) -> None:
+            answer = None
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # or its worker has gone meanwhile
                 text = file.read()
-                if (text and len(text) == seen) or time.monotonic() > patience:
-                    answer = {"text": text.decode(errors="replace")}
-                    self._send(client, frame(Kind.REPLY, request, to_json(answer)))
+                if not (text and text == seen) and time.monotonic() < patience:
+                    self.call_at(time.monotonic() + STACK_PAUSE, lambda: look(text))
                     return
-                seen = len(text)
-                self.call_at(time.monotonic() + STACK_PAUSE, look)
-                return
-            self._send(client, frame(Kind.REPLY, request, to_json(None)))  # its worker has gone meanwhile
+                answer = {"text": text.decode(errors="replace")}
+            self._send(client, frame(Kind.REPLY, request, to_json(answer)))
 
-        self.call_at(time.monotonic() + STACK_PAUSE, look)
+        look(b"")
 
     def _pass_on(self, client: _Client, request: int, question: dict[str, Any]) -> None:
         """A task asks for a line: whoever launched it has the keyboard. The answer comes by `_answer_op`."""
         id = question["task"]
-        task = self._scheduler.live.get(id) or self._scheduler.find(id)
+        task = self._scheduler.find(id)
         if task is None or task.owner not in self._clients:
             refusal = {"refused": "Nobody is there who could answer: the notebook has gone."}
             self._send(client, frame(Kind.REPLY, request, to_json(refusal)))

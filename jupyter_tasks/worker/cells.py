@@ -69,7 +69,9 @@ def run(worker: Any, id: int, options: Mapping[str, Any], content: dict[str, Any
     )
     if waited_for:
         over = {name: getattr(outcome, name) for name in ("has_result", "display_failed", "payloads")}
-        emit("over", {**over, "modules": _modules_of(outcome.namespace.values())})
+        if options.get("star"):
+            over["modules"] = _modules_of(outcome.namespace.values())
+        emit("over", over)
     if isinstance(outcome.error, KeyboardInterrupt):
         # How it looked when it stopped, for the cell that waits; the end itself is told as for every task.
         emit("stopped", {"traceback": outcome.traceback})

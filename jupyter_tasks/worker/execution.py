@@ -96,7 +96,7 @@ def start(config: dict[str, Any], sock_fd: int, page_fd: int, out_fd: int, err_f
 
 def _offer_stacks(config: dict[str, Any]) -> None:
     """A signal writes the stacks of all threads to a file: in C, so also while C code runs or the GIL is held."""
-    if platform.STACK_SIGNAL is None or not config.get("stacks"):
+    if platform.STACK_SIGNAL is None:
         return
     fd = os.open(config["stacks"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     kept = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 205)
@@ -284,7 +284,7 @@ class _Worker:
 
     def _debug(self, id: int) -> None:
         """Opens the frames of the failed task in a debugger, and tells when that is over."""
-        from jupyter_tasks.worker import postmortem
+        from jupyter_tasks.worker import cells, postmortem
 
         if self._kept is not None and self._kept[0] == id:
             guard = self.guard
@@ -293,7 +293,7 @@ class _Worker:
             guard.install()
             try:
                 guard.in_user_code = True
-                postmortem.debug(self._kept[1], functools.partial(self._ask, id))
+                postmortem.debug(self._kept[1], functools.partial(cells.ask, self, id))
                 guard.in_user_code = False
             except KeyboardInterrupt:
                 pass
@@ -305,11 +305,6 @@ class _Worker:
             guard.end()
             self.streams.wait_until_read()
         self.send(Kind.DISPLAY, id, to_json({"type": "debugged", "content": {}}))
-
-    def _ask(self, id: int, prompt: str, is_password: bool) -> str:
-        from jupyter_tasks.worker import cells
-
-        return cells.ask(self, id, prompt, is_password)
 
     def _skip(self, id: int, fd: int | None) -> None:
         """The task is not begun: it was cancelled, or goes back."""
@@ -450,7 +445,7 @@ class _Worker:
             self._leave(error)
         except BaseException as error:
             flags = Flag.RETRYABLE if _wants_retry(function.retry_exceptions, error) else 0
-            if self.page.words[layout.KEEP] and not flags and "gpus" not in function.options:
+            if self.page.words[layout.KEEP] and not flags and not self.config["gpus"]:
                 self._failure = error
             return [self._error_frame(id, sys.exc_info(), flags=flags)], []
         num_returns = options.get("num_returns", function.options.get("num_returns", 1))
@@ -585,8 +580,9 @@ class _Worker:
         content = self._content(body, fd, namespace, options)
         outcome = cells.run(self, id, options, content)
         # A worker with GPUs would keep their memory, too.
-        if isinstance(outcome.error, Exception) and outcome.error.__traceback__ and self.config.get("keep"):
-            self._failure = outcome.error if "gpus" not in options else None
+        may_keep = self.config["keep"] and not self.config["gpus"]
+        if may_keep and isinstance(outcome.error, Exception) and outcome.error.__traceback__:
+            self._failure = outcome.error
         ends, fds = self._cell_ends(id, options, content, outcome)
         if isinstance(outcome.error, KeyboardInterrupt):
             raise _Stopped(ends, fds)

@@ -6,8 +6,6 @@ the next; with --wait -o '*' it comes home.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from conftest import wait_until
 from kernels import Kernel
@@ -15,15 +13,11 @@ from kernels import Kernel
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
-    setup = "%load_ext jupyter_tasks\nimport jupyter_tasks as jt, os, sys, random, warnings, logging, pathlib\njt.init(num_cpus=2)"
-    setup += "\nimport builtins, locale; before_locale = locale.setlocale(locale.LC_ALL)"
-    assert kernel.run(setup).ok
-    yield kernel
-    kernel.close()
-    wait_until(lambda: not kernel.processes(), "nothing of the kernel is left after its shutdown")
+FIRST_CELL = """
+import builtins, locale, logging, random, warnings
+before_locale = locale.setlocale(locale.LC_ALL)
+jt.init(num_cpus=2)
+"""
 
 
 # name -> (how a user changes it, how a cell sees it, how it is put back)

@@ -6,24 +6,11 @@ else; bad input is one line that names the culprit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from conftest import wait_until
 from kernels import BOARD, Kernel
 from words import hear
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """One kernel for all tests here: they may not disturb each other, as cells of a notebook may not."""
-    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
-    assert kernel.run("%load_ext jupyter_tasks\nimport jupyter_tasks as jt, time, sys, os, pathlib").ok
-    yield kernel
-    kernel.close()
-    wait_until(lambda: not kernel.processes(), "nothing of the kernel is left after its shutdown")
 
 
 def test_a_cell_returns_at_once_and_its_output_comes_to_it(kernel: Kernel) -> None:

@@ -6,22 +6,15 @@ last two failures; the debugger's keyboard and screen are the notebook's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
 
 import pytest
 from conftest import wait_until
 from kernels import NET, Cell, Kernel, plain
+from words import hear
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
-    assert kernel.run("%load_ext jupyter_tasks\nimport jupyter_tasks as jt, pathlib, time").ok
-    yield kernel
-    kernel.close()
-    wait_until(lambda: not kernel.processes(), "nothing of the kernel is left after its shutdown")
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +131,19 @@ def test_a_worker_that_dies_ends_the_debugging(kernel: Kernel) -> None:
     kernel.finish(cell)
     assert kernel.run("1 + 1").result == "2"
     assert kept(kernel) == "[]"
+
+
+def test_a_supervisor_that_dies_ends_the_debugging(kernel: Kernel) -> None:
+    """With all its workers: the kernel is free again, and the next cell starts a new session."""
+    fail(kernel, "broken", 1)
+    supervisor = int(str(kernel.run("jt.api._client().request('status')['pid']").result))
+    cell = start(kernel, "broken")
+    kernel.client.get_stdin_msg(timeout=NET)
+    kernel.client.input("__import__('pathlib').Path('computes').touch(); __import__('time').sleep(600)")
+    hear(kernel.directory / "computes")
+    os.kill(supervisor, signal.SIGKILL)
+    kernel.finish(cell)
+    assert kernel.run("%%remote --wait\n40 + 2").result == "42"
 
 
 def test_what_cannot_be_debugged_says_why(kernel: Kernel) -> None:

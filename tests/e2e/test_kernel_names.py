@@ -5,22 +5,10 @@ Promises: docs/semantics.md, Cells: names in strings, refs inside, running it ag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from conftest import wait_until
 from kernels import Cell, Kernel
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
-    assert kernel.run("%load_ext jupyter_tasks\nimport jupyter_tasks as jt, time, sys, os, pathlib").ok
-    yield kernel
-    kernel.close()
-    wait_until(lambda: not kernel.processes(), "nothing of the kernel is left after its shutdown")
 
 
 # A name that only comes to be at run time: no analysis can see it.

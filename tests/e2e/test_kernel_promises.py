@@ -5,22 +5,13 @@ Promises: docs/semantics.md, Cells (functions and classes, -o, endings, slots).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from conftest import wait_until
 from kernels import Kernel
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
-    assert kernel.run("%load_ext jupyter_tasks\nimport jupyter_tasks as jt, pathlib, time\njt.init(num_cpus=1)").ok
-    yield kernel
-    kernel.close()
-    wait_until(lambda: not kernel.processes(), "nothing of the kernel is left after its shutdown")
+FIRST_CELL = "jt.init(num_cpus=1)"
 
 
 def test_functions_read_the_names_of_where_they_are(kernel: Kernel) -> None:

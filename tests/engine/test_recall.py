@@ -18,6 +18,7 @@ from jupyter_tasks.engine.events import Event, Recalled, Started
 from jupyter_tasks.engine.states import State
 from jupyter_tasks.supervisor import platform
 from jupyter_tasks.wire import page as layout
+from jupyter_tasks.wire.frames import Kind, frame
 from jupyter_tasks.wire.page import Page
 from jupyter_tasks.worker.interrupt import Guard
 
@@ -86,6 +87,17 @@ def test_a_task_that_comes_back_is_passed_over_again(place: Any) -> None:
         backend._hand_back(worker, lease)
         assert guard.begin(b.id), "it runs here, and elsewhere"
         guard.end()
+
+
+def test_what_is_not_of_tasks_is_not_taken_back(place: Any) -> None:
+    """A worker that was told to import something, or to let frames go, hears it also if a task behind it is recalled."""
+    _, backend, _, worker, (a, *_) = place
+    worker.sock.setblocking(False)
+    backend._send(worker, frame(Kind.PRELOAD, 0, b"[]"), ())
+    backend._send(worker, frame(Kind.TASK, a.id, fn=1), ())
+    assert backend._take_back(worker, None) == [a.id]
+    worker.theirs.setblocking(False)
+    assert worker.theirs.recv(1000) == frame(Kind.PRELOAD, 0, b"[]")
 
 
 @pytest.mark.parametrize(
