@@ -9,20 +9,16 @@ Main thread, between tasks. Knows nothing of tasks.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
-import sysconfig
 import time
 from types import ModuleType
 
 __all__ = ["forget_edited"]
 
 _Stamp = tuple[int, int]  # st_mtime_ns, st_size
-
-_PATHS = sysconfig.get_paths()
-_INSTALLED = tuple({_PATHS[key] + os.sep for key in ("stdlib", "platstdlib", "purelib", "platlib")})
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 _looked_at: set[str] = set()  # names of modules that were there at the last look
 _stamps: dict[str, tuple[ModuleType, object, str, _Stamp]] = {}  # the user's own, with their spec: a reload renews it
@@ -33,10 +29,15 @@ def forget_edited() -> list[str]:
     """Takes out of sys.modules what was edited, and what was made of it. Returns the names.
 
     A module that was imported since the last look and edited since then counts as edited: which came first cannot be
-    known. Costs one `stat` for each module of the user's (2 us), and a walk over the new names.
+    known. Costs one `stat` for each module of the user's (2 us), and a walk over the new names. The first look only
+    takes note of what is there: what a worker is forked with is none of the user's.
     """
     global _last_look
     now = time.time_ns()
+    if not _last_look:
+        _last_look = now
+        _looked_at.update(sys.modules)
+        return []
     reloaded = any(module.__spec__ is not spec for module, spec, _, _ in _stamps.values())
     edited = {name for name, known in _stamps.items() if _is_edited(name, *known)}
     if reloaded or len(sys.modules) != len(_looked_at) or not sys.modules.keys() <= _looked_at:
@@ -71,7 +72,7 @@ def _note_new_ones() -> set[str]:
         stamp = _stamp(path) if path else None
         if path and stamp is not None:
             _stamps[name] = (module, module.__spec__, path, stamp)
-            if _last_look and stamp[0] > _last_look:
+            if stamp[0] > _last_look:
                 edited.add(name)
     _looked_at.clear()
     _looked_at.update(sys.modules)
@@ -86,7 +87,18 @@ def _own_file(module: object) -> str | None:
     if not isinstance(path, str) or not path.endswith(".py"):
         return None
     path = os.path.abspath(path)
-    return None if path.startswith(_INSTALLED) or path.startswith(_OURS) else path
+    return None if path.startswith(_not_the_users()) else path
+
+
+@functools.cache
+def _not_the_users() -> tuple[str, ...]:
+    """Where Python, installed packages and this one are."""
+    import sysconfig  # 2 ms that a cold start can do without
+
+    paths = sysconfig.get_paths()
+    installed = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return tuple(path + os.sep for path in (*installed, ours))
 
 
 def _stamp(path: str) -> _Stamp | None:

@@ -111,12 +111,10 @@ def test_a_file_that_is_gone_leaves_its_module(place: Path) -> None:
 
 
 def test_the_installation_is_not_looked_at(place: Path) -> None:
+    """Its files do not change, and there are thousands of them."""
+    edit(place / "jt_own.py", "import colorsys")
+    sys.modules.pop("colorsys", None)
+    importlib.import_module("jt_own")
     modules.forget_edited()
-    watched = {path for *_, path, _ in modules._stamps.values()}
-    assert not any("site-packages" in path or path == json_file() for path in watched)
-
-
-def json_file() -> str:
-    import json
-
-    return str(json.__file__)
+    assert "jt_own" in modules._stamps
+    assert "colorsys" not in modules._stamps
