@@ -35,7 +35,7 @@ from typing import Any
 from jupyter_tasks.client import Client, _refuse_foreign
 from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
 from jupyter_tasks.wire import serialize, shared
-from jupyter_tasks.wire.frames import CLIENT_SHIFT, HEADER_SIZE, Kind, from_json, show_id, to_json
+from jupyter_tasks.wire.frames import CLIENT_SHIFT, Kind, from_json, show_id, to_json
 from jupyter_tasks.worker import execution
 
 __all__ = ["Here", "InPlaceClient", "Session", "run_coroutine", "values_for_refs"]
@@ -264,7 +264,7 @@ class InPlaceClient(Client):
                     continue
                 return [_raised(task, error)]
             try:
-                values = [value] if num_returns == 1 else execution._Worker._several(value, num_returns)
+                values = [value] if num_returns == 1 else execution._several(value, num_returns)
                 outcomes = [self._stored(each, "result") for each in values]
             except Exception as error:
                 return [_raised(task, error)]
@@ -543,19 +543,14 @@ def _raised(task: _Task, error: BaseException) -> _Outcome:
 
 def _error_outcome(error: BaseException) -> _Outcome:
     # As a worker packs it: so `get` raises what it would raise there, also for an error that cannot be sent.
-    info = (type(error), error, error.__traceback__)
-    frame = execution._Worker._error_frame(None, 0, info, flags=0)  # type: ignore[arg-type]  # it looks at no worker
-    return _Outcome(Kind.ERROR, frame[HEADER_SIZE:], error=error, trace=_without_our_frames(error))
+    body = execution._error_body((type(error), error, error.__traceback__))
+    return _Outcome(Kind.ERROR, body, error=error, trace=_without_our_frames(error))
 
 
 def _exited(task: _Task, error: SystemExit) -> _Outcome:
     """`sys.exit` in a function ends its worker; there is none, so it only says so."""
     task.state = "crashed"
-    code = error.code
-    if code is not None and not isinstance(code, int):
-        print(code, file=sys.stderr)
-        code = 1
-    return _failure(task, error, {"type": "crashed", "exit_code": (code or 0) & 0xFF, "signal_name": None})
+    return _failure(task, error, {"type": "crashed", "exit_code": execution._exit_code(error), "signal_name": None})
 
 
 def _stopped(task: _Task, error: BaseException) -> _Outcome:

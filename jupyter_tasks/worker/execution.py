@@ -249,7 +249,7 @@ class _Worker:
         except BaseException:
             # Nothing of the user's ends here: this is a fault of ours, and must not take the worker's loop along.
             guard.in_user_code = False
-            ends = [self._error_frame(id, sys.exc_info(), flags=0)]
+            ends = [_error_frame(id, sys.exc_info(), flags=0)]
         finally:
             guard.in_user_code = False
         if self._around is not None and not self._around.is_same():
@@ -447,14 +447,14 @@ class _Worker:
             flags = Flag.RETRYABLE if _wants_retry(function.retry_exceptions, error) else 0
             if self.page.words[layout.KEEP] and not flags and not self.config["gpus"]:
                 self._failure = error
-            return [self._error_frame(id, sys.exc_info(), flags=flags)], []
+            return [_error_frame(id, sys.exc_info(), flags=flags)], []
         num_returns = options.get("num_returns", function.options.get("num_returns", 1))
         if num_returns == 1:
             return self._values_out(id, [value])
         try:
-            values = self._several(value, num_returns)
+            values = _several(value, num_returns)
         except (ValueError, TypeError):
-            return [self._error_frame(id, sys.exc_info(), flags=0)], []
+            return [_error_frame(id, sys.exc_info(), flags=0)], []
         return self._values_out(id, values)
 
     def _arguments(self, body: bytes, fd: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -474,19 +474,6 @@ class _Worker:
         head, fd = self._values[arg.id]
         data, buffers = shared.unpack(head, fd, writable=writable)
         return serialize.loads(data, buffers, namespace=namespace)
-
-    @staticmethod
-    def _several(value: Any, num_returns: int) -> list[Any]:
-        if num_returns == 0:
-            return [None]
-        if not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
-            raise TypeError(
-                f"Task returned {type(value).__name__}, which has no length, but num_returns={num_returns}."
-            )
-        values = list(value)
-        if len(values) != num_returns:
-            raise ValueError(f"Task returned {len(values)} objects, but num_returns={num_returns}.")
-        return values
 
     def _values_out(self, id: int, values: list[Any]) -> tuple[list[bytes], list[int]]:
         """RESULT frames for all return values, the task's own last. An error in one is an error in all."""
@@ -510,57 +497,14 @@ class _Worker:
             raise
         except BaseException:
             _close_all(fds)
-            return [self._error_frame(id, sys.exc_info(), flags=0)], []
+            return [_error_frame(id, sys.exc_info(), flags=0)], []
         return ends, fds
 
     def _leave(self, error: SystemExit) -> None:
         """sys.exit in a function task ends the process, as it would end a program (docs/semantics.md, Ends)."""
-        code = error.code
-        if code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
+        code = _exit_code(error)
         self._flush()
-        os._exit((code or 0) & 0xFF)
-
-    def _error_frame(
-        self,
-        id: int,
-        info: Any,
-        *,
-        flags: int,
-        lines: list[str] | None = None,
-        namespace: dict[str, Any] | None = None,
-    ) -> bytes:
-        """What the task raised, as far as it can be sent; always inline, never more than a part of a message.
-
-        Args:
-            lines: how the shell draws it, for a cell.
-            namespace: the cell's: methods of an error's class that was made there are the notebook's at home.
-        """
-        kind, error, trace = info
-        trace = _own_frames_dropped(trace)
-        try:
-            text = "".join(traceback.format_exception(kind, error, trace))
-        except Exception:
-            text = f"{kind.__name__} (its traceback could not be printed)\n"
-        record = {
-            "type_name": kind.__name__,
-            "message": _shortened(_text_of(error)),
-            "traceback_text": _shortened(text),
-            "lines": lines,
-            "exception": None,
-        }
-        try:
-            data, buffers = serialize.dumps(error, root=kind.__name__, namespace=namespace)
-            if not buffers and len(data) < shared.INLINE_LIMIT // 2:
-                record["exception"] = bytes(data)
-                serialize.loads(record["exception"], namespace=namespace)  # what does not load is worth nothing
-        except Exception:
-            record["exception"] = None
-        body = pickle.dumps(record, 5)
-        if len(body) > MOST_ERROR:
-            body = pickle.dumps({**record, "lines": None, "exception": None}, 5)
-        return frame(Kind.ERROR, id, body, flags=flags)
+        os._exit(code)
 
     # -- cells ------------------------------------------------------------------------------------------------
 
@@ -644,7 +588,7 @@ class _Worker:
         try:
             for place, value in returns:
                 if isinstance(value, NameError) and place != id:
-                    ends.append(self._error_frame(place, (NameError, value, None), flags=0))
+                    ends.append(_error_frame(place, (NameError, value, None), flags=0))
                     continue
                 payload = value if isinstance(value, shared.Payload) else cells.pack(value)
                 if payload.fd is not None:
@@ -656,7 +600,7 @@ class _Worker:
         if outcome.error is not None and not isinstance(outcome.error, KeyboardInterrupt):
             info = (type(outcome.error), outcome.error, outcome.error.__traceback__)
             own = cells.namespace_of_cell()
-            ends.append(self._error_frame(id, info, flags=0, lines=outcome.traceback, namespace=own))
+            ends.append(_error_frame(id, info, flags=0, lines=outcome.traceback, namespace=own))
         return ends, fds
 
     # -- what a task leaves behind ----------------------------------------------------------------------------
@@ -768,6 +712,27 @@ def _wants_retry(wanted: Any, error: BaseException) -> bool:
     return wanted is True or (isinstance(wanted, tuple) and isinstance(error, wanted))
 
 
+def _several(value: Any, num_returns: int) -> list[Any]:
+    """The values that a task with several refs, or with none, has returned."""
+    if num_returns == 0:
+        return [None]
+    if not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+        raise TypeError(f"Task returned {type(value).__name__}, which has no length, but num_returns={num_returns}.")
+    values = list(value)
+    if len(values) != num_returns:
+        raise ValueError(f"Task returned {len(values)} objects, but num_returns={num_returns}.")
+    return values
+
+
+def _exit_code(error: SystemExit) -> int:
+    """The exit code of a program that ends with this; a text is printed, as it would be."""
+    code = error.code
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    return (code or 0) & 0xFF
+
+
 def _with_flags(end: bytes, flags: int) -> bytes:
     return end[:5] + bytes((end[5] | flags,)) + end[6:]
 
@@ -802,9 +767,55 @@ def _is_service(pid: int) -> bool:
     return any(mark in command for mark in _SERVICE_MARKS)
 
 
+def _error_frame(
+    id: int,
+    info: Any,
+    *,
+    flags: int,
+    lines: list[str] | None = None,
+    namespace: dict[str, Any] | None = None,
+) -> bytes:
+    """What the task raised; always inline, never more than a part of a message. See `_error_body`."""
+    return frame(Kind.ERROR, id, _error_body(info, lines=lines, namespace=namespace), flags=flags)
+
+
+def _error_body(info: Any, *, lines: list[str] | None = None, namespace: dict[str, Any] | None = None) -> bytes:
+    """What the task raised, as far as it can be sent.
+
+    Args:
+        info: type, error and traceback.
+        lines: how the shell draws it, for a cell.
+        namespace: the cell's: methods of an error's class that was made there are the notebook's at home.
+    """
+    kind, error, trace = info
+    trace = _own_frames_dropped(trace)
+    try:
+        text = "".join(traceback.format_exception(kind, error, trace))
+    except Exception:
+        text = f"{kind.__name__} (its traceback could not be printed)\n"
+    record = {
+        "type_name": kind.__name__,
+        "message": _shortened(_text_of(error)),
+        "traceback_text": _shortened(text),
+        "lines": lines,
+        "exception": None,
+    }
+    try:
+        data, buffers = serialize.dumps(error, root=kind.__name__, namespace=namespace)
+        if not buffers and len(data) < shared.INLINE_LIMIT // 2:
+            record["exception"] = bytes(data)
+            serialize.loads(record["exception"], namespace=namespace)  # what does not load is worth nothing
+    except Exception:
+        record["exception"] = None
+    body = pickle.dumps(record, 5)
+    if len(body) > MOST_ERROR:
+        body = pickle.dumps({**record, "lines": None, "exception": None}, 5)
+    return body
+
+
 def _own_frames_dropped(trace: TracebackType | None) -> TracebackType | None:
     """The traceback from the first frame that is not this package's."""
-    own = os.path.dirname(os.path.dirname(__file__))
+    own = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(own):
         if trace.tb_next is None:
             break
