@@ -19,17 +19,17 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ObjectRef": "jupyter_tasks.refs",
-    "RemoteFunction": "jupyter_tasks.api",
+    "RemoteFunction": "jupyter_tasks.functions",
     "cancel": "jupyter_tasks.api",
     "exceptions": "jupyter_tasks.exceptions",
     "get": "jupyter_tasks.api",
     "get_runtime_context": "jupyter_tasks.api",
-    "init": "jupyter_tasks.api",
-    "is_initialized": "jupyter_tasks.api",
+    "init": "jupyter_tasks.session",
+    "is_initialized": "jupyter_tasks.session",
     "progress": "jupyter_tasks.worker.progress",
     "put": "jupyter_tasks.api",
-    "remote": "jupyter_tasks.api",
-    "shutdown": "jupyter_tasks.api",
+    "remote": "jupyter_tasks.functions",
+    "shutdown": "jupyter_tasks.session",
     "tasks": "jupyter_tasks.api",
     "track": "jupyter_tasks.worker.progress",
     "wait": "jupyter_tasks.api",
@@ -44,18 +44,18 @@ __all__ = [  # noqa: PLE0604  # the keys of _WHERE are strings
 
 if TYPE_CHECKING:
     from jupyter_tasks import exceptions as exceptions
-    from jupyter_tasks.api import RemoteFunction as RemoteFunction
     from jupyter_tasks.api import cancel as cancel
     from jupyter_tasks.api import get as get
     from jupyter_tasks.api import get_runtime_context as get_runtime_context
-    from jupyter_tasks.api import init as init
-    from jupyter_tasks.api import is_initialized as is_initialized
     from jupyter_tasks.api import put as put
-    from jupyter_tasks.api import remote as remote
-    from jupyter_tasks.api import shutdown as shutdown
     from jupyter_tasks.api import tasks as tasks
     from jupyter_tasks.api import wait as wait
+    from jupyter_tasks.functions import RemoteFunction as RemoteFunction
+    from jupyter_tasks.functions import remote as remote
     from jupyter_tasks.refs import ObjectRef as ObjectRef
+    from jupyter_tasks.session import init as init
+    from jupyter_tasks.session import is_initialized as is_initialized
+    from jupyter_tasks.session import shutdown as shutdown
     from jupyter_tasks.worker.progress import progress as progress
     from jupyter_tasks.worker.progress import track as track
 

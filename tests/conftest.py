@@ -22,7 +22,7 @@ import cloudpickle
 import pytest
 
 import jupyter_tasks as jt
-from jupyter_tasks import api
+from jupyter_tasks.session import current, current_client
 from jupyter_tasks.supervisor import reaper
 
 NET = 10.0  # seconds; a net against hanging, never a measure
@@ -63,7 +63,7 @@ def our_directories() -> set[str]:
 
 def session_fds() -> set[str]:
     """The descriptors that the running session has: its socket, its log, and what its reader thread sleeps on."""
-    session = api._session
+    session = current()
     if session is None or session.client.closed:
         return set()
     client = session.client
@@ -121,19 +121,19 @@ def wait_until(condition: Callable[[], Any], what: str, net: float = NET) -> Any
 
 def status() -> dict[str, Any]:
     """The running supervisor's own view of itself, after it has checked its invariants."""
-    return dict(api._client().request("status", check=True))
+    return dict(current_client().request("status", check=True))
 
 
 def family() -> set[int]:
     """The processes that a living session may have: the supervisor, its zygote and its workers."""
-    if api._session is None or api._session.client.closed:
+    if current() is None or current().client.closed:
         return set()
     now = status()
     return {now["pid"], now["zygote"], *now["workers"]}
 
 
 def session_is_up() -> bool:
-    return api._session is not None and not api._session.client.closed
+    return current() is not None and not current().client.closed
 
 
 def describe(pids: set[int]) -> str:

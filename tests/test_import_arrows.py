@@ -35,8 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "wire"} | SYSTEM,
     "inplace": {"client", "refs", "wire", "worker.execution"},
-    "api": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
-    "notebook": {"api", "client", "exceptions", "inplace", "refs", "show", "wire"},
+    "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
+    "functions": {"client", "launch", "session", "wire"},
+    "api": {"exceptions", "functions", "refs", "session", "wire"},
+    "notebook": {"api", "client", "exceptions", "functions", "inplace", "refs", "session", "show", "wire"},
 }
 
 

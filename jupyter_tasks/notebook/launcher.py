@@ -17,8 +17,9 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from jupyter_tasks import api, exceptions
+from jupyter_tasks import exceptions, session
 from jupyter_tasks.client import Client
+from jupyter_tasks.functions import check_demand
 from jupyter_tasks.notebook import capture
 from jupyter_tasks.notebook.board import FINAL_STATES, Board, strip_ansi
 from jupyter_tasks.notebook.errors import as_in_the_kernel, error_of, has_group, hint_for, shown_as
@@ -81,11 +82,11 @@ class Launcher:
         """Joins the shell's events. Starts no process."""
         self._ip.events.register("pre_run_cell", self._before_cell)
         self._ip.events.register("post_run_cell", self._after_cell)
-        api.on_start(self._connected)
+        session.on_start(self._connected)
 
     def stop(self) -> None:
         """Ends the session and leaves the shell."""
-        api.shutdown()
+        session.shutdown()
         self._feed.stop()
         for name, hook in (("pre_run_cell", self._before_cell), ("post_run_cell", self._after_cell)):
             with contextlib.suppress(ValueError):
@@ -133,7 +134,7 @@ class Launcher:
         label = options.name or f"cell {cell_number(self._ip)}"
         client = self._started()
         try:
-            api._check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, client.settings["total"], label)
+            check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, client.settings["total"], label)
         except ValueError as error:
             raise UsageError(f"%%remote: {error}") from None
         if client.settings.get("local_mode"):
@@ -244,7 +245,7 @@ class Launcher:
         return wire
 
     def _started(self) -> Client:
-        client = api._client()
+        client = session.current_client()
         if client is not self._client:
             self._connected(client)
         return client

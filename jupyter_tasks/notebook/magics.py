@@ -14,7 +14,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments, parse_argstring
 
-from jupyter_tasks import api
+from jupyter_tasks import api, session
 from jupyter_tasks.exceptions import JupyterTasksError
 from jupyter_tasks.notebook import stacks
 from jupyter_tasks.notebook.launcher import Launcher
@@ -170,7 +170,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         if verb in ("-h", "--help", "help"):
             print(self.tasks.__doc__)
         elif verb == "clear":
-            count = api._client().request("clear") if api.is_initialized() else 0
+            count = session.current_client().request("clear") if session.is_initialized() else 0
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
         elif verb == "fetch":
             self._fetch(names)
@@ -218,12 +218,12 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         if not _is_live(record):
             print(f"{who} is over: {record['state']}.")
             return
-        api._client().cancel(record["id"], force=force)
+        session.current_client().cancel(record["id"], force=force)
         print(f"{who}: asked to {'end at once' if force else 'stop'}.")
 
     def _wait(self, names: list[str]) -> None:
         """Blocks until the tasks are over; a KeyboardInterrupt ends the waiting, not the tasks."""
-        client = api._client()
+        client = session.current_client()
         open_ids = {record["id"] for record in self._find(names, live=False) if _is_live(record)}
         pause = 0.01
         while open_ids:
@@ -260,7 +260,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
 
     def _logs(self, names: list[str]) -> None:
         for record in self._find(names, live=False):
-            log = api._client().request("logs", id=record["id"])
+            log = session.current_client().request("logs", id=record["id"])
             if log is None:
                 print(f"Task {record['task_id']} ({record['name']}) has printed nothing.")
                 continue
@@ -274,7 +274,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
 
     @staticmethod
     def _need_workers(verb: str) -> None:
-        if api.is_initialized() and api._client().settings.get("local_mode"):
+        if session.is_initialized() and session.current_client().settings.get("local_mode"):
             raise UsageError(f"%tasks {verb}: in local mode tasks run here, in the kernel; use %debug after jt.get.")
 
     def _debug(self, names: list[str]) -> None:
@@ -304,9 +304,9 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             if record["state"] in _FINAL:
                 print(f"{who} is over: {record['state']}.")
                 continue
-            answer = api._client().request("stack", id=record["id"])
+            answer = session.current_client().request("stack", id=record["id"])
             if answer is None:
-                again = api._client().request("tasks", ids=[record["id"]])["tasks"]
+                again = session.current_client().request("tasks", ids=[record["id"]])["tasks"]
                 state = again[0]["state"] if again else "forgotten"
                 print(f"{who} is {state}: no code of it runs at this moment.")
             elif not answer["text"]:

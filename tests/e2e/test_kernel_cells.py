@@ -385,7 +385,7 @@ def test_a_second_press_of_the_stop_button_kills_the_cell(kernel: Kernel) -> Non
 def test_stop_button_at_the_moment_of_the_launch(kernel: Kernel) -> None:
     """The race, built: the signal comes when the task is submitted and nobody waits for it yet. Nothing runs unseen."""
     kernel.run(
-        "import jupyter_tasks.api as api, os, signal\nclient = api._client(); submit = client.submit_packed\n"
+        "import jupyter_tasks.session as session, os, signal\nclient = session.current_client(); submit = client.submit_packed\n"
         "def pressed(*args):\n    ref = submit(*args); os.kill(os.getpid(), signal.SIGINT); return ref"
     )
     kernel.run("client.submit_packed = pressed")
@@ -572,7 +572,9 @@ def test_a_dead_supervisor_is_noticed_and_replaced(kernel: Kernel) -> None:
     """Open refs and boards say so at once; the next cell starts a new one."""
     cell = kernel.run("%%remote orphan\nimport time; time.sleep(60)")
     kernel.read_state(cell, "running")
-    kernel.run("import jupyter_tasks.api as api, signal\nos.kill(api._client().settings['pid'], signal.SIGKILL)")
+    kernel.run(
+        "import jupyter_tasks.session as session, signal\nos.kill(session.current_client().settings['pid'], signal.SIGKILL)"
+    )
     got = kernel.run("try: jt.get(orphan)\nexcept jt.exceptions.ObjectLostError as e: print('lost:', e)")
     assert got.text().startswith("lost: The supervisor")
     kernel.read_state(cell, "crashed")

@@ -84,11 +84,11 @@ def test_only_the_last_failures_are_kept(kernel: Kernel) -> None:
 def test_clear_lets_them_go(kernel: Kernel) -> None:
     """The worker forgets, and is used again."""
     fail(kernel, "broken", 1)
-    workers = kernel.run("jt.api._client().request('status')['workers']").result
+    workers = kernel.run("jt.session.current_client().request('status')['workers']").result
     kernel.run("%tasks clear")
-    idle = "jt.api._client().request('status')['idle'] == len(jt.api._client().request('status')['workers'])"
+    idle = "jt.session.current_client().request('status')['idle'] == len(jt.session.current_client().request('status')['workers'])"
     wait_until(lambda: kernel.run(idle).result == "True", "its worker is idle again")
-    assert kernel.run("jt.api._client().request('status')['workers']").result == workers
+    assert kernel.run("jt.session.current_client().request('status')['workers']").result == workers
     assert kernel.run("jt.tasks()").result == "[]"
 
 
@@ -136,7 +136,7 @@ def test_a_worker_that_dies_ends_the_debugging(kernel: Kernel) -> None:
 def test_a_supervisor_that_dies_ends_the_debugging(kernel: Kernel) -> None:
     """With all its workers: the kernel is free again, and the next cell starts a new session."""
     fail(kernel, "broken", 1)
-    supervisor = int(str(kernel.run("jt.api._client().request('status')['pid']").result))
+    supervisor = int(str(kernel.run("jt.session.current_client().request('status')['pid']").result))
     cell = start(kernel, "broken")
     kernel.client.get_stdin_msg(timeout=NET)
     kernel.client.input("__import__('pathlib').Path('computes').touch(); __import__('time').sleep(600)")
@@ -183,7 +183,8 @@ def test_the_next_worker_is_warm(kernel: Kernel, end: str) -> None:
         kernel.run("%tasks kill lost")
     kernel.read_state(lost, "failed", "cancelled")
     wait_until(
-        lambda: kernel.run("jt.api._client().request('status')['idle']").result != "0", "another worker is there"
+        lambda: kernel.run("jt.session.current_client().request('status')['idle']").result != "0",
+        "another worker is there",
     )
     seen = kernel.run("%%remote --wait\nos.getpid(), 'pandas' in sys.modules").result
     assert seen is not None

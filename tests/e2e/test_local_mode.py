@@ -27,13 +27,13 @@ from conftest import marked_processes, wait_until
 from kernels import Cell, Kernel
 
 import jupyter_tasks as jt
-from jupyter_tasks import api
 from jupyter_tasks.exceptions import (
     ObjectLostError,
     TaskError,
     UnserializableError,
     WorkerCrashedError,
 )
+from jupyter_tasks.session import current_client
 
 NET = 20.0
 
@@ -243,7 +243,7 @@ def test_dropped_refs_are_forgotten(local: None) -> None:
     for i in range(50):
         function.remote(i)
     gc.collect()
-    assert api._client().request("status")["objects"] <= 1
+    assert current_client().request("status")["objects"] <= 1
 
 
 def test_what_cannot_be_sent_is_refused_here_too(local: None) -> None:
@@ -494,7 +494,7 @@ def test_tasks_are_listed_with_the_same_facts_as_otherwise(local: None) -> None:
 
 def test_finished_tasks_can_be_forgotten(local: None) -> None:
     jt.remote(double).remote(1)
-    assert api._client().request("clear") == 1
+    assert current_client().request("clear") == 1
     assert jt.tasks() == []
 
 
@@ -591,16 +591,16 @@ PLACE = """
 import jupyter_tasks as jt
 jt.init(local_mode=True)
 from IPython.core.magic import register_cell_magic
-from jupyter_tasks import api
+from jupyter_tasks.session import current_client
 from jupyter_tasks.notebook.inplace import launch_in_place
-api._client().namespace = get_ipython().user_ns
+current_client().namespace = get_ipython().user_ns
 
 @register_cell_magic
 def place(line, cell, refs_only=(), at_home=None):
     ip = get_ipython()
     names, _, outs = line.partition('->')
     ip.user_ns['refs'], outcome = launch_in_place(
-        ip, api._client(), cell, {name: ip.user_ns[name] for name in names.split()}, f'%%place {line}'.rstrip(),
+        ip, current_client(), cell, {name: ip.user_ns[name] for name in names.split()}, f'%%place {line}'.rstrip(),
         ip.displayhook.prompt_count, label='placed', outs=outs.split(), refs_only=refs_only, at_home=at_home)
     ip.user_ns['left'] = sorted(outcome.namespace)
     if outcome.error is not None:

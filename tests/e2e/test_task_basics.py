@@ -20,8 +20,8 @@ import words
 from conftest import status, wait_until
 
 import jupyter_tasks as jt
-from jupyter_tasks import api
 from jupyter_tasks.exceptions import ObjectLostError, UnserializableError
+from jupyter_tasks.session import current_client
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -274,7 +274,7 @@ def test_ids_of_one_task_are_consecutive_whatever_other_threads_take_meanwhile()
             if i % 3:
                 yield i
 
-    client = api._client()
+    client = current_client()
     pair = jt.remote(lambda i: (i, -i)).options(num_returns=2)
     client._ids = taken_in_between(next(client._ids))  # type: ignore[assignment]
     try:

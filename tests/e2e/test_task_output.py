@@ -17,8 +17,8 @@ import words
 from conftest import Screen, status, wait_until
 
 import jupyter_tasks as jt
-from jupyter_tasks import api
 from jupyter_tasks.exceptions import ForceCancelledError, WorkerCrashedError
+from jupyter_tasks.session import current_client
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -28,7 +28,7 @@ LONG = 30.0
 
 def log_of(ref: jt.ObjectRef) -> str:
     """All that the task wrote, both streams in one, as the log file has it."""
-    answer = api._client().request("logs", id=ref.id)
+    answer = current_client().request("logs", id=ref.id)
     return Path(answer["path"]).read_text(errors="replace") if answer else ""
 
 
@@ -106,7 +106,7 @@ def test_text_without_a_newline_and_odd_bytes() -> None:
         print("\udcff surrogate")
 
     ref = ran(task)
-    raw = Path(api._client().request("logs", id=ref.id)["path"]).read_bytes()
+    raw = Path(current_client().request("logs", id=ref.id)["path"]).read_bytes()
     assert raw == b"no newline\xff\xfe\\udcff surrogate\n"
 
 
@@ -223,7 +223,7 @@ def test_two_hundred_megabytes_do_not_hurt() -> None:
             assert time.monotonic() - began < 60
         jt.get(ref, timeout=NET)
         took = time.monotonic() - began
-        answer = api._client().request("logs", id=ref.id)
+        answer = current_client().request("logs", id=ref.id)
         report = f"200 MB in {took:.1f} s; {len(round_trips)} other tasks meanwhile, the slowest {max(round_trips) * 1000:.0f} ms"
         assert answer["bytes"] == 200_000_000 + len("the end\n")
         assert os.path.getsize(answer["path"]) == answer["bytes"]
@@ -243,7 +243,7 @@ def test_logs_go_with_the_session_and_no_descriptor_stays_for_each() -> None:
     refs = [jt.remote(lambda i: print(i)).remote(i) for i in range(200)]
     jt.get(refs, timeout=NET)
     assert status()["fds"] < before + 100, "one open log file for each task that ever wrote"
-    directory = api._client().settings["directory"]
+    directory = current_client().settings["directory"]
     assert len([name for name in os.listdir(directory) if name.endswith(".log")]) >= 200
     refs.clear()
     jt.shutdown()

@@ -20,8 +20,8 @@ import words
 from conftest import describe, marked_processes, our_threads, status, wait_until
 
 import jupyter_tasks as jt
-from jupyter_tasks import api
 from jupyter_tasks.exceptions import ObjectLostError
+from jupyter_tasks.session import current, current_client
 
 NET = 10.0
 LONG = 60
@@ -146,7 +146,7 @@ def test_shutdown_ends_everything_and_returns_when_it_is_gone(tmp_path: Path) ->
     queued = jt.remote(abs).remote(-1)
     pids = [int(words.hear(tmp_path / name)) for name in ("busy", "busy_with_tree", "busy_in_c_code")]
     pids += [int(words.hear(tmp_path / f"busy_with_tree.{name}")) for name in ("child", "daemon")]
-    directory = api._session.client.settings["directory"] if api._session else ""
+    directory = current().client.settings["directory"] if current() else ""
     assert os.path.isdir(directory)
     began = time.monotonic()
     jt.shutdown()
@@ -206,7 +206,7 @@ def test_who_waits_hears_of_the_end_before_whoever_noticed_it_has_told_all(tmp_p
     settings = jt.init(num_cpus=1)
     ref = jt.remote(busy).remote(str(tmp_path))
     words.hear(tmp_path / "in")
-    client = api._client()
+    client = current_client()
     why = client.on_lost
     assert why is not None
     noticed, go_on = threading.Event(), threading.Event()
@@ -250,7 +250,7 @@ def test_a_killed_supervisor_takes_all_along_and_says_so_at_once(tmp_path: Path)
     with pytest.raises(ObjectLostError):
         jt.get(big, timeout=NET)
     assert jt.get(jt.remote(abs).remote(-6), timeout=NET) == 6  # starts a new one
-    assert api._session is not None
+    assert current() is not None
     assert status()["pid"] != old["pid"]
     assert status()["total"] == old["total"]  # with the settings of the first
 

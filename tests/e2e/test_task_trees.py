@@ -300,9 +300,9 @@ def test_what_it_writes_later_is_still_its_output(tmp_path: Path) -> None:
 
 
 def log_of(ref: jt.ObjectRef) -> dict[str, Any]:
-    from jupyter_tasks import api
+    from jupyter_tasks.session import current_client
 
-    return dict(api._client().request("logs", id=ref.id))
+    return dict(current_client().request("logs", id=ref.id))
 
 
 def test_tasks_given_ahead_to_a_lingering_worker_run_elsewhere(tmp_path: Path) -> None:
