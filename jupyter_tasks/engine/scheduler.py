@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
@@ -31,6 +31,7 @@ from jupyter_tasks.engine.events import (
     Announce,
     CancelAsked,
     Capabilities,
+    Chapter,
     ClientGone,
     CloseLease,
     Contains,
@@ -45,6 +46,9 @@ from jupyter_tasks.engine.events import (
     Fetched,
     Finished,
     Gone,
+    GroupClosed,
+    GroupMade,
+    GroupTold,
     Held,
     IdleAgain,
     Instruction,
@@ -66,6 +70,7 @@ from jupyter_tasks.engine.events import (
     UnBlocked,
     WaitBegan,
 )
+from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
 from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER_SIZE, Flag, Kind, frame, from_json, show_id, to_json
 
@@ -76,7 +81,10 @@ FALSE_STARTS = 3  # workers that may die before they begin a task; an honest gue
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 # What keeps a worker with its finished task: threads or children of it, or its frames for a debugger.
+_PLAIN_ENDS = frozenset({Step.RETURNED, Step.RAISED})  # the state says it all
 _STAYS = {Kind.RESULT: Flag.LINGERS, Kind.ERROR: Flag.LINGERS | Flag.KEPT}
+RETRY_MOST = 300.0  # seconds: a delay between attempts does not grow beyond this
+STORY_FIRST, STORY_MOST = 10, 50  # chapters of a task's story: of a long one the first ones and the last are kept
 UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
 # Seconds that a worker with devices may be idle: its imports (torch: seconds) are worth keeping for the next cell, the
 # memory it has on the device is missed by others, perhaps by the kernel itself. An honest guess.
@@ -110,6 +118,7 @@ class Scheduler:
         self.objects: dict[int, Entry] = {}  # every entry that is held or not final
         self.live: dict[int, Task] = {}  # every task that is not final
         self.history: deque[Task] = deque(maxlen=HISTORY)  # final tasks, oldest first, without values
+        self.groups: dict[int, Group] = {}  # those that are not final
         self.leases: dict[int, Lease] = {}
         self.queued = 0  # tasks in the queues, counting those cancelled meanwhile
         self._queues: dict[tuple[int, Demand], _Queue] = {}
@@ -135,6 +144,8 @@ class Scheduler:
             Gone: self._gone,
             IdleAgain: self._idle_again,
             CancelAsked: self._cancel_asked,
+            GroupMade: self._group_made,
+            GroupClosed: self._group_closed,
             TooMuchMemory: self._too_much_memory,
             Held: self._held,
             Contains: self._contains,
@@ -194,6 +205,16 @@ class Scheduler:
         for task in self.live.values():
             assert task.state not in FINAL, f"{show_id(task.id)} is final and live"
             assert task.kind == 0, f"{show_id(task.id)} has an outcome and is live"
+        for group in self.groups.values():
+            assert group.kind == 0, f"group {group.name} has its outcome and is live"
+            assert not group.is_over, f"group {group.name} is over and not final"
+            for id in group.live:
+                member = self.live.get(id) or self.groups.get(id)
+                assert member is not None, f"{show_id(id)} is final and a live member of {group.name}"
+                of = member.group if isinstance(member, Task) else member.parent
+                assert of == group.id, f"{show_id(id)} is a member of another group"
+        for task in self.live.values():
+            assert not task.group or task.id in self.groups[task.group].live, f"{show_id(task.id)} is in no group"
         assert self._inside.keys() <= self.objects.keys(), "a value that is gone still holds others"
         for entry in self.objects.values():
             assert entry.holders > 0 or entry.kind == 0, f"{show_id(entry.id)} is held by nobody"
@@ -216,10 +237,10 @@ class Scheduler:
             for id in task.pins:
                 if id in objects:
                     objects[id].holders += 1
+            if (task.parent and self._adopt(task, now)) or (task.group and self._join(task, now)):
+                continue
             if not task.deps or self._wait_for(task, now):
                 self._enqueue(task)
-            if task.parent:
-                self._adopt(task, now)
 
     def _add_return(self, task: Task, index: int) -> None:
         entry = Entry(task.id + index, task.owner)
@@ -227,8 +248,11 @@ class Scheduler:
         if task.owner > 1:
             self._owned[task.owner].add(entry.id)
 
-    def _adopt(self, task: Task, now: float) -> None:
-        """A cancel of the parent reaches its children; also one that was on its way when the parent was killed."""
+    def _adopt(self, task: Task, now: float) -> bool:
+        """A cancel of the parent reaches its children; also one that was on its way when the parent was killed.
+
+        True if that ends the task.
+        """
         parent = self.live.get(task.parent)
         if parent is not None:
             if parent.children is None:
@@ -236,10 +260,35 @@ class Scheduler:
             parent.children.append(task.id)
         else:
             parent = self.find(task.parent)
-        cancel = parent.cancel if parent is not None else None
+        if parent is None:
+            return False
+        if not task.group:
+            task.group = parent.group
+        cancel = parent.cancel
         if cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
-            wish = CancelAsked(task.id, force=True, source="parent", reason=cancel.reason)
-            self._cancel_asked(wish, now)
+            if task.group in self.groups:
+                self._count_in(task)
+            task.deps = ()
+            self._cancel_asked(CancelAsked(task.id, force=True, source="parent", reason=cancel.reason), now)
+            return True
+        return False
+
+    def _join(self, task: Task, now: float) -> bool:
+        """The task becomes a member of its group. True if it ends here, since the group was cancelled."""
+        group = self.groups.get(task.group)
+        if group is None:
+            entry = self.objects.get(task.group)
+            if not isinstance(entry, Group) or entry.cancel is None:
+                task.group = 0  # it is over, or nobody knows it
+                return False
+            group = entry
+        self._count_in(task)
+        if group.cancel is None:
+            return False
+        task.deps = ()
+        task.cancel = Cancel("group", group.cancel.reason, now, None)
+        self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+        return True
 
     def _wait_for(self, task: Task, now: float) -> bool:
         """Pins what the task needs. True if all of it is there; if one has failed the task ends here."""
@@ -644,7 +693,7 @@ class Scheduler:
             durations[task.fn] = end.flags >> DURATION_SHIFT
             step = Step.RETURNED if end.kind == Kind.RESULT else Step.RAISED
             if step is Step.RAISED and end.flags & Flag.RETRYABLE and self._may_retry(task):
-                self._retry(task)
+                self._retry(task, "it raised", now)
                 continue
             if end.flags & _STAYS[end.kind]:
                 self._linger(lease, task)
@@ -740,6 +789,9 @@ class Scheduler:
         """The task becomes final; its frame is its outcome."""
         task.state = next_state(task.state, step)
         task.ended_at = now
+        if step not in _PLAIN_ENDS:
+            cancel = task.cancel
+            self._note(task, now, step, *((cancel.source, cancel.reason) if cancel is not None else ()))
         del self.live[task.id]
         if task.lease is not None and task.lease.lingering is not task:
             task.lease = None
@@ -751,14 +803,24 @@ class Scheduler:
                     self._outcome(entry, kind, told, now)
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
-            self._unpin(task)
+            self._unpin(task, now)
         if task.call_fds:
             self._out.append(Drop(task.call_fds))
             task.call_fds = ()
         task.call = b""
         self.history.append(task)
+        if task.group:
+            self._member_ended(task, now)
         if task.spec.watched:
             self._out.append(Announce(task))
+
+    def _note(self, task: Task, now: float, step: str, source: str = "", reason: str = "") -> None:
+        """A chapter of the task's story. Of a long story the middle is left out."""
+        if task.story is None:
+            task.story = []
+        task.story.append(Chapter(now, getattr(step, "value", step), task.state.value, source, reason))
+        if len(task.story) > STORY_MOST:
+            del task.story[STORY_FIRST]
 
     def _tell(self, told: dict[int, list[bytes]]) -> None:
         for client, frames in told.items():
@@ -808,12 +870,37 @@ class Scheduler:
         self._tell(told)
 
     def _may_retry(self, task: Task) -> bool:
-        return task.cancel is None and task.attempt < task.spec.max_retries
+        most = task.spec.max_retries
+        return task.cancel is None and (task.attempt < most or most < 0)
 
-    def _retry(self, task: Task) -> None:
+    def _retry(self, task: Task, why: str, now: float) -> None:
+        if task.started_at is not None:
+            self._note_start(task)
         task.attempt += 1
         task.state = next_state(task.state, Step.RETRIED)
-        self._give_again(task)
+        self._note(task, now, Step.RETRIED, reason=why)
+        spec = task.spec
+        if not spec.retry_delay:
+            self._give_again(task)
+            return
+        pause = min(spec.retry_delay * spec.retry_backoff ** min(task.attempt - 1, 64), RETRY_MOST)
+        task.lease = None
+        task.started_at = None
+        task.retry_at = now + pause
+        self._at(task.retry_at, task, Step.RETRIED)
+        if spec.watched:
+            self._out.append(Announce(task))
+
+    def _note_start(self, task: Task) -> None:
+        """Of an attempt that is over: that of the last one stands in the task."""
+        assert task.started_at is not None
+        if task.story is None:
+            task.story = []
+        chapter = Chapter(task.started_at, Step.STARTED.value, State.RUNNING.value)
+        place = len(task.story)
+        while place and task.story[place - 1].at > chapter.at:
+            place -= 1
+        task.story.insert(place, chapter)
 
     def _give_again(self, task: Task) -> None:
         task.lease = None
@@ -884,7 +971,7 @@ class Scheduler:
 
     def _crashed(self, task: Task, facts: dict[str, Any], now: float) -> None:
         if self._may_retry(task):
-            self._retry(task)
+            self._retry(task, facts.get("signal_name") or f"exit code {facts.get('exit_code')}", now)
         else:
             self._conclude(task, Step.DIED, facts, now)
 
@@ -956,6 +1043,10 @@ class Scheduler:
     # -- stopping ---------------------------------------------------------------------------------------------
 
     def _cancel_asked(self, event: CancelAsked, now: float) -> None:
+        group = self.groups.get(event.id)
+        if group is not None:
+            self._cancel_group(group, event, now)
+            return
         task = self.task_of(event.id)
         if task is None:
             return  # finished long ago, or not a task: nothing happens
@@ -966,8 +1057,11 @@ class Scheduler:
         children = task.children
         self._cancel(task, event, now)
         if event.recursive and children:
-            for id in children:
-                self._cancel_asked(event._replace(id=id, source="parent"), now)
+            self._cancel_children(task, event, now)
+
+    def _cancel_children(self, task: Task, event: CancelAsked, now: float) -> None:
+        for id in task.children or ():
+            self._cancel_asked(event._replace(id=id, source="parent"), now)
 
     def task_of(self, id: int) -> Task | None:
         """The task with this id, or the one of whose return values this is one; of the final ones at least those
@@ -1014,6 +1108,7 @@ class Scheduler:
             return  # already above the interrupt
         rung = cancel.start(now, force=force or cancel.rung is Rung.KILL)
         self._stand_on(task, rung)
+        self._note(task, now, Step.ASKED, cancel.source, cancel.reason)
         if cancel.climb_at is not None:
             self._at(cancel.climb_at, task, None)
         if first and task.spec.watched:
@@ -1035,8 +1130,10 @@ class Scheduler:
             return
         task.used_memory = event.used
         if task.cancel is None or task.cancel.rung < Rung.KILL:
-            task.cancel = Cancel("memory", "", now, None)
+            task.cancel = Cancel("memory", "", now, None, recursive=True)
             self._ask(task, now, force=True)
+            wish = CancelAsked(0, force=True, reason="its parent used too much memory")
+            self._cancel_children(task, wish, now)
 
     def _at(self, when: float, task: Task, step: Step | None) -> None:
         self._ids += 1
@@ -1046,6 +1143,8 @@ class Scheduler:
         when, _, task, attempt, step = timer
         if task.state in FINAL or task.attempt != attempt:
             return False
+        if step is Step.RETRIED:
+            return task.retry_at == when
         if step is Step.TIMED_OUT:
             # Also when the task has caught a cancel and goes on: a timeout is a deadline.
             return task.started_at is not None and (task.cancel is None or task.cancel.rung < Rung.TERMINATE)
@@ -1061,20 +1160,139 @@ class Scheduler:
             if not self._timer_valid(timer):
                 continue
             task = timer[2]
-            if timer[4] is Step.TIMED_OUT:
+            if timer[4] is Step.RETRIED:
+                task.retry_at = None
+                self._give_again(task)
+            elif timer[4] is Step.TIMED_OUT:
                 grace = task.spec.grace if task.spec.grace is not None else TIMEOUT_GRACE
                 if task.cancel is None:
-                    task.cancel = Cancel("timeout", "", now, grace)
+                    task.cancel = Cancel("timeout", "", now, grace, recursive=True)
                 elif task.cancel.climb_at is None:
                     task.cancel.grace = grace
                 self._ask(task, now)
+                self._cancel_children(task, CancelAsked(0, reason="its parent ran out of time", grace=grace), now)
             else:
                 assert task.cancel is not None
                 self._stand_on(task, task.cancel.climb(now))
+                self._note(task, now, task.cancel.rung.name.lower(), task.cancel.source, task.cancel.reason)
                 if task.cancel.climb_at is not None:
                     self._at(task.cancel.climb_at, task, None)
                 if task.spec.watched:
                     self._out.append(Announce(task))
+
+    # -- groups -----------------------------------------------------------------------------------------------
+
+    def _group_made(self, event: GroupMade, now: float) -> None:
+        group = event.group
+        group.created_at = now
+        self.objects[group.id] = self.groups[group.id] = group
+        if group.owner > 1:
+            self._owned.setdefault(group.owner, set()).add(group.id)
+        task = self.find(event.task) if event.task else None
+        outer = self.groups.get(event.parent or (task.group if task is not None else 0))
+        if outer is None:
+            return
+        group.parent = outer.id
+        outer.live[group.id] = None
+        if outer.cancel is not None:
+            wish = CancelAsked(group.id, source="group", reason=outer.cancel.reason, grace=outer.cancel.grace)
+            self._cancel_group(group, wish, now)
+
+    def _group_closed(self, event: GroupClosed, now: float) -> None:
+        group = self.groups.get(event.id)
+        if group is not None:
+            group.closed = True
+            self._end_if_over(group, now)
+
+    def _chain(self, id: int) -> Iterator[Group]:
+        """The group, and those that it is in, from the inside out."""
+        while (group := self.groups.get(id)) is not None:
+            yield group
+            id = group.parent
+
+    def _count_in(self, task: Task) -> None:
+        self._innermost(task.group).live[task.id] = None
+        for group in self._chain(task.group):
+            group.submitted += 1
+            self._out.append(GroupTold(group, False))
+
+    def _innermost(self, id: int) -> Group:
+        """Also one that is over: what is submitted to a cancelled group ends at once, and counts."""
+        group = self.objects[id]
+        assert isinstance(group, Group)
+        return group
+
+    def _member_ended(self, task: Task, now: float) -> None:
+        innermost = self._innermost(task.group)
+        innermost.live.pop(task.id, None)
+        failed = task.state in (State.FAILED, State.CRASHED)
+        for group in (innermost, *self._chain(innermost.parent)):
+            group.counts[task.state] = group.counts.get(task.state, 0) + 1
+            if failed:
+                self._note_failure(group, task, now)
+            self._out.append(GroupTold(group, False))
+        self._end_if_over(innermost, now)
+
+    def _note_failure(self, group: Group, task: Task, now: float) -> None:
+        if group.kind:
+            return
+        if not (task.story and task.story[-1].step == Step.UPSTREAM_FAILED.value) and len(group.failed) < MOST_FAILED:
+            group.failed.append(task.id)
+            task.holders += 1
+            self._inside.setdefault(group.id, []).append(task.id)
+        if group.fail_fast and group.cancel is None:
+            self._cancel_group(group, CancelAsked(group.id, source="failure", reason=f"{task.spec.name} failed"), now)
+
+    def _cancel_group(self, group: Group, event: CancelAsked, now: float) -> None:
+        if group.kind:
+            return
+        if group.cancel is None:
+            group.cancel = Cancel(event.source, event.reason, now, group.grace_of(event.grace))
+            self._out.append(GroupTold(group, True))
+        elif group.cancel.source == "failure" and event.source != "failure":
+            group.cancel.source, group.cancel.reason = event.source, event.reason  # now somebody wants it
+        elif not event.force:
+            return  # it is on its way
+        # Not recursive: what members have submitted are members, and one interrupt for each is enough.
+        wish = CancelAsked(
+            0, "group", group.cancel.reason, force=event.force, recursive=False, grace=group.cancel.grace
+        )
+        for id in list(group.live):
+            inner = self.groups.get(id)
+            if inner is not None:
+                grace = inner.grace if inner.grace is not None else group.cancel.grace
+                self._cancel_group(inner, wish._replace(id=id, grace=grace), now)
+            elif id in self.live and (event.force or self.live[id].cancel is None):
+                self._cancel_asked(wish._replace(id=id), now)
+            elif id in self.live:
+                self._set_deadline(self.live[id], group.cancel.grace, now)
+        self._end_if_over(group, now)
+
+    def _set_deadline(self, task: Task, grace: float | None, now: float) -> None:
+        """A member that was cancelled before, by itself: it gets no second interrupt, but the group's deadline."""
+        cancel = task.cancel
+        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE:
+            return
+        cancel.grace = grace
+        if task.state is State.CANCELLING:
+            cancel.start(now, force=False)
+            if cancel.climb_at is not None:
+                self._at(cancel.climb_at, task, None)
+
+    def _end_if_over(self, group: Group | None, now: float) -> None:
+        while group is not None and group.is_over:
+            group.ended_at = now
+            group.kind = Kind.RESULT
+            del self.groups[group.id]
+            group.frame = frame(Kind.RESULT, group.id, to_json(group.record()))
+            told: dict[int, list[bytes]] = {}
+            self._out.append(GroupTold(group, True))
+            outer = self.groups.get(group.parent)
+            self._outcome(group, Kind.RESULT, told, now)
+            self._tell(told)
+            if outer is not None:
+                outer.live.pop(group.id, None)
+            group = outer
 
     # -- who holds what ---------------------------------------------------------------------------------------
 
@@ -1100,7 +1318,7 @@ class Scheduler:
                 continue  # it has none
             elif entry.owner > 1:
                 self._owned.get(entry.owner, set()).discard(id)
-            self._drop_holder(entry)
+            self._drop_holder(entry, now)
 
     def _contains(self, event: Contains, now: float) -> None:
         if event.id not in self.objects:
@@ -1111,10 +1329,15 @@ class Scheduler:
         if inside:
             self._inside.setdefault(event.id, []).extend(inside)
 
-    def _drop_holder(self, entry: Entry) -> None:
+    def _drop_holder(self, entry: Entry, now: float) -> None:
         entry.holders -= 1
-        if entry.holders <= 0 and entry.kind:
+        if entry.holders > 0:
+            return
+        if entry.kind:
             self._forget(entry)
+        elif isinstance(entry, Group):
+            entry.closed = True  # nobody can submit to it any more
+            self._end_if_over(entry, now)
 
     def _forget(self, entry: Entry) -> None:
         self.objects.pop(entry.id, None)
@@ -1136,11 +1359,11 @@ class Scheduler:
                     todo += self._inside.pop(entry.id, ())
                     self._forget(entry)
 
-    def _unpin(self, task: Task) -> None:
+    def _unpin(self, task: Task, now: float) -> None:
         for id in (*task.deps, *task.pins):
             entry = self.objects.get(id)
             if entry is not None:
-                self._drop_holder(entry)
+                self._drop_holder(entry, now)
         task.deps = task.pins = ()
 
     def _fetched(self, event: Fetched, now: float) -> None:
@@ -1160,11 +1383,11 @@ class Scheduler:
             entry = self.objects.get(id)
             for _ in range(count if entry is not None else 0):
                 assert entry is not None
-                self._drop_holder(entry)
+                self._drop_holder(entry, now)
         for id in self._owned.pop(event.client, set()):
             entry = self.objects.get(id)
             if entry is not None:
-                self._drop_holder(entry)
+                self._drop_holder(entry, now)
         for entry in self.objects.values():
             if entry.readers:
                 entry.readers = [reader for reader in entry.readers if reader.client != event.client]
