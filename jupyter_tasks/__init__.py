@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "ObjectRef": "jupyter_tasks.refs",
     "RemoteFunction": "jupyter_tasks.functions",
+    "TaskGroup": "jupyter_tasks.groups",
     "cancel": "jupyter_tasks.api",
     "exceptions": "jupyter_tasks.exceptions",
     "get": "jupyter_tasks.api",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from jupyter_tasks.api import wait as wait
     from jupyter_tasks.functions import RemoteFunction as RemoteFunction
     from jupyter_tasks.functions import remote as remote
+    from jupyter_tasks.groups import TaskGroup as TaskGroup
     from jupyter_tasks.refs import ObjectRef as ObjectRef
     from jupyter_tasks.session import init as init
     from jupyter_tasks.session import is_initialized as is_initialized

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote
+from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
 from jupyter_tasks.show import show_bytes
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import (
@@ -215,6 +215,8 @@ class Client:
         """
         if self.parent is not None and (parent := self.parent()):
             options = {**(options or {}), "parent": parent}
+        if (group := current_group.get()) is not None:
+            options = {**(options or {}), "group": group.id_for(self)}
         plain = options is None and not kwargs and num_returns == 1
         if plain:
             for arg in args:
@@ -317,6 +319,19 @@ class Client:
     def contains(self, id: int, inside: Iterable[int]) -> None:
         """What these refs stand for must live as long as the object `id`, whose value has them in it."""
         self._send(frame(Kind.HOLD, id, array.array("Q", inside).tobytes()))
+
+    def make_group(self, options: dict[str, Any]) -> ObjectRef:
+        """A group of tasks; its ref becomes final with it, and its value is never looked at."""
+        if self.parent is not None:
+            options = {**options, "task": self.parent()}
+        ref = ObjectRef(self, next(self._ids), options["name"])
+        self._pending[ref.id] = ref
+        self._send(frame(Kind.GROUP, ref.id, to_json(options)))
+        return ref
+
+    def close_group(self, ref: ObjectRef) -> None:
+        """Its block was left: it becomes final when its members are."""
+        self._send(frame(Kind.GROUP, ref.id))
 
     def cancel(
         self,
@@ -850,8 +865,11 @@ class Client:
         self._sock.close()
 
 
-def connect(path: str, key: str) -> Client:
+def connect(path: str, key: str, worker: int = 0) -> Client:
     """Connects to a supervisor that runs.
+
+    Args:
+        worker: the number of the worker that this process is.
 
     Raises:
         JupyterTasksError: it refuses us, in its own words.
@@ -861,7 +879,7 @@ def connect(path: str, key: str) -> Client:
     sock.settimeout(START_LIMIT)
     try:
         sock.connect(path)
-        sock.sendall(frame(Kind.HELLO, 0, to_json({"protocol": PROTOCOL, "key": key})))
+        sock.sendall(frame(Kind.HELLO, 0, to_json({"protocol": PROTOCOL, "key": key, "worker": worker})))
         welcome = read_welcome(sock)
     except BaseException:
         sock.close()

@@ -28,6 +28,8 @@ _OPTIONS = frozenset(
         "resources",
         "num_returns",
         "max_retries",
+        "retry_backoff",
+        "retry_delay",
         "retry_exceptions",
         "timeout",
         "grace",
@@ -152,6 +154,8 @@ def remote(*args: Any, **options: Any) -> Any:
         num_returns: how many refs `remote()` returns; the function then returns that many values.
         max_retries: how often a task is run again when its worker crashes. Default 3.
         retry_exceptions: True, or a list of exception types for which it is run again, too.
+        retry_delay: seconds before it is run again. Default 0.
+        retry_backoff: how many times longer each further delay is, up to 5 minutes. Default 2.
         timeout: seconds a run may take; then it is interrupted, and after `grace` seconds ended.
         grace: seconds between the interrupt and the end of the process. Default: 5 for a timeout, and for a
             cancel: never.
@@ -190,7 +194,7 @@ def _wire_options(options: dict[str, Any], name: str) -> dict[str, Any]:
     for ours, theirs in (("num_cpus", "cpus"), ("num_gpus", "gpus"), ("resources", "resources")):
         if options.get(ours) is not None:
             wire[theirs] = options[ours]
-    for key in ("timeout", "grace", "max_retries"):
+    for key in ("timeout", "grace", "max_retries", "retry_delay", "retry_backoff"):
         if options.get(key) is not None:
             wire[key] = options[key]
     if options.get("memory") is not None:

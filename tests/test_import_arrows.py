@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "inplace": {"client", "refs", "wire", "worker.execution"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "functions": {"client", "launch", "session", "wire"},
+    "groups": {"client", "exceptions", "refs", "session", "wire"},
     "api": {"exceptions", "functions", "refs", "session", "wire"},
     "notebook": {"api", "client", "exceptions", "functions", "inplace", "refs", "session", "show", "wire"},
 }
@@ -81,7 +82,7 @@ def test_imports_point_down_only(path: Path) -> None:
 def test_public_names() -> None:
     """What we would defend for years. A new name here is a decision."""
     assert set(jupyter_tasks.__all__) == {
-        "ObjectRef", "RemoteFunction", "__version__", "cancel", "exceptions", "get", "get_runtime_context", "init",
+        "ObjectRef", "RemoteFunction", "TaskGroup", "__version__", "cancel", "exceptions", "get", "get_runtime_context", "init",
         "is_initialized", "load_ipython_extension", "progress", "put", "remote", "shutdown", "tasks", "track",
         "unload_ipython_extension", "wait",
     }  # fmt: skip

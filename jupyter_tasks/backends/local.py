@@ -585,6 +585,7 @@ class LocalBackend(Backend):
     def _finished(self, worker: _Worker, ends: list[End]) -> None:
         if worker.lease is None:
             return
+        self._host.hear_out(worker.number)
         self._host.post(Finished(worker.lease, ends))
         last = ends[-1]
         if last.kind != Kind.INTERRUPTED:
@@ -759,6 +760,7 @@ class LocalBackend(Backend):
         self._read_ledger(worker)
         for i in (0, 1):
             self._worker_wrote(worker, i)
+        self._host.hear_out(worker.number)
         worker.status = status
         self._ending.add(worker)
         self._orphan_sweep_due = True

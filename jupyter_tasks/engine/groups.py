@@ -103,6 +103,12 @@ class Group(Entry):
         done = self.closed or self.cancel is not None or (self.auto and self.submitted > 0)
         return done and not self.live and not self.kind
 
+    @property
+    def why(self) -> str:
+        """What its members are told."""
+        reason = self.cancel.reason if self.cancel is not None else ""
+        return f"group {self.name}: {reason}" if reason else f"group {self.name}"
+
     def grace_of(self, asked: float | None) -> float:
         """Seconds from the interrupt of a member to the end of its process; infinity: never by itself."""
         if asked is not None:

@@ -286,7 +286,7 @@ class Scheduler:
         if group.cancel is None:
             return False
         task.deps = ()
-        task.cancel = Cancel("group", group.cancel.reason, now, None)
+        task.cancel = Cancel("group", group.why, now, None)
         self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
         return True
 
@@ -1254,9 +1254,8 @@ class Scheduler:
         elif not event.force:
             return  # it is on its way
         # Not recursive: what members have submitted are members, and one interrupt for each is enough.
-        wish = CancelAsked(
-            0, "group", group.cancel.reason, force=event.force, recursive=False, grace=group.cancel.grace
-        )
+        why = group.why
+        wish = CancelAsked(0, "group", why, force=event.force, recursive=False, grace=group.cancel.grace)
         for id in list(group.live):
             inner = self.groups.get(id)
             if inner is not None:
@@ -1400,6 +1399,20 @@ class Scheduler:
         if task is not None:
             return task
         return next((task for task in reversed(self.history) if task.id == id), None)
+
+    def story(self, id: int) -> list[Chapter] | None:
+        """What happened to a task, from its submission on; None for one that nobody remembers."""
+        task = self.find(id) or self.task_of(id)
+        if task is None:
+            return None
+        chapters = [Chapter(task.submitted_at, "submitted", State.PENDING.value), *(task.story or ())]
+        if task.started_at is not None:
+            chapters.append(Chapter(task.started_at, Step.STARTED.value, State.RUNNING.value))
+        chapters.sort(key=lambda chapter: chapter.at)
+        if task.ended_at is not None and chapters[-1].state != task.state.value:
+            step = Step.RETURNED if task.state is State.COMPLETED else Step.RAISED
+            chapters.append(Chapter(task.ended_at, step.value, task.state.value))
+        return chapters
 
     def tasks(self, limit: int = HISTORY) -> Sequence[Task]:
         """Live tasks (at most `limit`, oldest first), then finished ones."""

@@ -76,6 +76,7 @@ class Kind:
     PRELOAD = 23     # S->W: import these modules while idle (body: JSON)
     FORGET = 24      # S->W: the frames of the failed task `id` are not wanted any more; answered by IDLE
     DEBUG = 25       # S->W: open them in a debugger
+    GROUP = 30       # C->S: object `id` is a group of tasks (body: JSON); with no body: its block was left
     # fmt: on
 
 

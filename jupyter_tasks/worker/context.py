@@ -39,7 +39,7 @@ def client_of_worker() -> Client:
         if _client is None or _client.closed:
             worker = _worker
             assert worker is not None
-            _client = connect(worker.config["socket"], worker.config["key"])
+            _client = connect(worker.config["socket"], worker.config["key"], worker.config["number"])
             _client.on_wait = worker.waiting
             _client.parent = lambda: worker.task_id
         return _client
