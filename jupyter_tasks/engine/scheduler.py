@@ -1205,33 +1205,29 @@ class Scheduler:
             self._end_if_over(group, now)
 
     def _chain(self, id: int) -> Iterator[Group]:
-        """The group, and those that it is in, from the inside out."""
-        while (group := self.groups.get(id)) is not None:
+        """The group, and those that it is in, from the inside out. Also those that are over: what is submitted to a
+        cancelled group ends at once, and counts."""
+        while isinstance(group := self.objects.get(id), Group):
             yield group
             id = group.parent
 
     def _count_in(self, task: Task) -> None:
-        self._innermost(task.group).live[task.id] = None
-        for group in self._chain(task.group):
+        groups = list(self._chain(task.group))
+        groups[0].live[task.id] = None
+        for group in groups:
             group.submitted += 1
             self._out.append(GroupTold(group, False))
 
-    def _innermost(self, id: int) -> Group:
-        """Also one that is over: what is submitted to a cancelled group ends at once, and counts."""
-        group = self.objects[id]
-        assert isinstance(group, Group)
-        return group
-
     def _member_ended(self, task: Task, now: float) -> None:
-        innermost = self._innermost(task.group)
-        innermost.live.pop(task.id, None)
+        groups = list(self._chain(task.group))
+        groups[0].live.pop(task.id, None)
         failed = task.state in (State.FAILED, State.CRASHED)
-        for group in (innermost, *self._chain(innermost.parent)):
+        for group in groups:
             group.counts[task.state] = group.counts.get(task.state, 0) + 1
             if failed:
                 self._note_failure(group, task, now)
             self._out.append(GroupTold(group, False))
-        self._end_if_over(innermost, now)
+        self._end_if_over(groups[0], now)
 
     def _note_failure(self, group: Group, task: Task, now: float) -> None:
         if group.kind:
