@@ -37,9 +37,21 @@ ALLOWED: dict[str, set[str]] = {
     "inplace": {"client", "refs", "wire", "worker.execution"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "functions": {"client", "launch", "session", "wire"},
-    "groups": {"client", "exceptions", "refs", "session", "wire"},
+    "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
+    "stopbutton": set(),
     "api": {"exceptions", "functions", "refs", "session", "wire"},
-    "notebook": {"api", "client", "exceptions", "functions", "inplace", "refs", "session", "show", "wire"},
+    "notebook": {
+        "api",
+        "client",
+        "exceptions",
+        "functions",
+        "inplace",
+        "refs",
+        "session",
+        "show",
+        "stopbutton",
+        "wire",
+    },
 }
 
 

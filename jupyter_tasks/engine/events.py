@@ -141,6 +141,7 @@ class Task(Entry):
         "false_starts",
         "fn",
         "group",
+        "group_id",
         "lease",
         "parent",
         "pins",
@@ -181,7 +182,8 @@ class Task(Entry):
         self.cancel: Cancel | None = None
         self.parent = 0  # id of the task that submitted it
         self.children: list[int] | None = None
-        self.group = 0  # id of the group that it is a member of
+        self.group_id = 0  # the group that its submitter has named
+        self.group: Group | None = None  # the one that it is a member of: that, or its parent's
         self.story: list[Chapter] | None = None  # what happened to it, beside its submission, start and plain end
         self.retry_at: float | None = None  # its next attempt is given to nobody before
         self.seq = 0  # order of submission

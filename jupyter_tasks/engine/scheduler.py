@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
@@ -130,6 +130,7 @@ class Scheduler:
         self._holds: dict[int, dict[int, int]] = {}  # client -> object -> refs, beside the owner's first one
         self._inside: dict[int, list[int]] = {}  # object -> what its value has refs to, and holds
         self._owned: dict[int, set[int]] = {}  # client other than the kernel -> entries whose first ref it has
+        self._ended_members: list[Task] = []  # during this event: their groups hear of it when their owners do
         self._freed = False  # a lease has given its resources back during this event
         self._overdrawn = False  # some of `available` may be below 0; see _unblocked
         self._ids = 0
@@ -160,6 +161,8 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes in one event; returns what is to be done, in this order."""
         self._handlers[type(event)](event, now)
+        if self._ended_members:
+            self._members_ended(now)
         if self.queued:
             self._dispatch(now)
         elif self._freed:
@@ -211,10 +214,10 @@ class Scheduler:
             for id in group.live:
                 member = self.live.get(id) or self.groups.get(id)
                 assert member is not None, f"{show_id(id)} is final and a live member of {group.name}"
-                of = member.group if isinstance(member, Task) else member.parent
-                assert of == group.id, f"{show_id(id)} is a member of another group"
+                of = member.group if isinstance(member, Task) else member.outer
+                assert of is group, f"{show_id(id)} is a member of another group"
         for task in self.live.values():
-            assert not task.group or task.id in self.groups[task.group].live, f"{show_id(task.id)} is in no group"
+            assert task.group is None or task.id in task.group.live, f"{show_id(task.id)} is in no group"
         assert self._inside.keys() <= self.objects.keys(), "a value that is gone still holds others"
         for entry in self.objects.values():
             assert entry.holders > 0 or entry.kind == 0, f"{show_id(entry.id)} is held by nobody"
@@ -237,7 +240,7 @@ class Scheduler:
             for id in task.pins:
                 if id in objects:
                     objects[id].holders += 1
-            if (task.parent and self._adopt(task, now)) or (task.group and self._join(task, now)):
+            if (task.parent or task.group_id) and self._join(task, now):
                 continue
             if not task.deps or self._wait_for(task, now):
                 self._enqueue(task)
@@ -248,45 +251,36 @@ class Scheduler:
         if task.owner > 1:
             self._owned[task.owner].add(entry.id)
 
-    def _adopt(self, task: Task, now: float) -> bool:
-        """A cancel of the parent reaches its children; also one that was on its way when the parent was killed.
-
-        True if that ends the task.
-        """
-        parent = self.live.get(task.parent)
-        if parent is not None:
-            if parent.children is None:
-                parent.children = []
-            parent.children.append(task.id)
-        else:
-            parent = self.find(task.parent)
-        if parent is None:
-            return False
-        if not task.group:
-            task.group = parent.group
-        cancel = parent.cancel
-        if cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
-            if task.group in self.groups:
-                self._count_in(task)
-            task.deps = ()
-            self._cancel_asked(CancelAsked(task.id, force=True, source="parent", reason=cancel.reason), now)
-            return True
-        return False
-
     def _join(self, task: Task, now: float) -> bool:
-        """The task becomes a member of its group. True if it ends here, since the group was cancelled."""
-        group = self.groups.get(task.group)
-        if group is None:
-            entry = self.objects.get(task.group)
-            if not isinstance(entry, Group) or entry.cancel is None:
-                task.group = 0  # it is over, or nobody knows it
-                return False
-            group = entry
-        self._count_in(task)
-        if group.cancel is None:
+        """To its parent's children and into a group. True if it ends here: a cancel reaches also those that come late,
+        and nothing starts in a group that was cancelled."""
+        group = self.objects.get(task.group_id)
+        parent: Task | None = None
+        if task.parent:
+            parent = self.live.get(task.parent)
+            if parent is not None:
+                if parent.children is None:
+                    parent.children = []
+                parent.children.append(task.id)
+            else:
+                parent = self.find(task.parent)
+            if not task.group_id and parent is not None:
+                group = parent.group
+        if isinstance(group, Group) and (not group.kind or group.cancel is not None):  # otherwise it is over
+            task.group = group
+            group.live[task.id] = None
+            for each in group.chain():
+                each.submitted += 1
+                self._out.append(GroupTold(each, False))
+            if group.cancel is not None:
+                task.cancel = Cancel("group", group.why, now, None)
+        cancel = parent.cancel if parent is not None else None
+        if task.cancel is None and cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
+            # On its way when the parent was killed.
+            task.cancel = Cancel("parent", cancel.reason, now, None)
+        if task.cancel is None:
             return False
         task.deps = ()
-        task.cancel = Cancel("group", group.why, now, None)
         self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
         return True
 
@@ -809,8 +803,8 @@ class Scheduler:
             task.call_fds = ()
         task.call = b""
         self.history.append(task)
-        if task.group:
-            self._member_ended(task, now)
+        if task.group is not None:
+            self._ended_members.append(task)
         if task.spec.watched:
             self._out.append(Announce(task))
 
@@ -1189,10 +1183,10 @@ class Scheduler:
         if group.owner > 1:
             self._owned.setdefault(group.owner, set()).add(group.id)
         task = self.find(event.task) if event.task else None
-        outer = self.groups.get(event.parent or (task.group if task is not None else 0))
-        if outer is None:
+        outer = self.groups.get(event.parent) if event.parent else task.group if task is not None else None
+        if outer is None or (outer.kind and outer.cancel is None):
             return
-        group.parent = outer.id
+        group.outer = outer
         outer.live[group.id] = None
         if outer.cancel is not None:
             wish = CancelAsked(group.id, source="group", reason=outer.cancel.reason, grace=outer.cancel.grace)
@@ -1204,30 +1198,20 @@ class Scheduler:
             group.closed = True
             self._end_if_over(group, now)
 
-    def _chain(self, id: int) -> Iterator[Group]:
-        """The group, and those that it is in, from the inside out. Also those that are over: what is submitted to a
-        cancelled group ends at once, and counts."""
-        while isinstance(group := self.objects.get(id), Group):
-            yield group
-            id = group.parent
-
-    def _count_in(self, task: Task) -> None:
-        groups = list(self._chain(task.group))
-        groups[0].live[task.id] = None
-        for group in groups:
-            group.submitted += 1
-            self._out.append(GroupTold(group, False))
-
-    def _member_ended(self, task: Task, now: float) -> None:
-        groups = list(self._chain(task.group))
-        groups[0].live.pop(task.id, None)
-        failed = task.state in (State.FAILED, State.CRASHED)
-        for group in groups:
-            group.counts[task.state] = group.counts.get(task.state, 0) + 1
-            if failed:
-                self._note_failure(group, task, now)
-            self._out.append(GroupTold(group, False))
-        self._end_if_over(groups[0], now)
+    def _members_ended(self, now: float) -> None:
+        """After their own outcomes are told: who hears that a group is over finds its members final."""
+        while self._ended_members:
+            ended, self._ended_members = self._ended_members, []
+            for task in ended:
+                assert task.group is not None
+                task.group.live.pop(task.id, None)
+                failed = task.state in (State.FAILED, State.CRASHED)
+                for group in task.group.chain():
+                    group.counts[task.state] = group.counts.get(task.state, 0) + 1
+                    if failed:
+                        self._note_failure(group, task, now)
+                    self._out.append(GroupTold(group, False))
+                self._end_if_over(task.group, now)
 
     def _note_failure(self, group: Group, task: Task, now: float) -> None:
         if group.kind:
@@ -1282,12 +1266,11 @@ class Scheduler:
             group.frame = frame(Kind.RESULT, group.id, to_json(group.record()))
             told: dict[int, list[bytes]] = {}
             self._out.append(GroupTold(group, True))
-            outer = self.groups.get(group.parent)
             self._outcome(group, Kind.RESULT, told, now)
             self._tell(told)
-            if outer is not None:
-                outer.live.pop(group.id, None)
-            group = outer
+            if group.outer is not None:
+                group.outer.live.pop(group.id, None)
+            group = group.outer
 
     # -- who holds what ---------------------------------------------------------------------------------------
 

@@ -475,7 +475,7 @@ class Supervisor:
         task.deps = tuple(options.get("deps", ()))
         task.pins = tuple(options.get("pins", ()))
         task.parent = options.get("parent", 0)
-        task.group = options.get("group", 0)
+        task.group_id = options.get("group", 0)
         task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
         if spec.watched:
             if not self._waiting:
@@ -660,20 +660,12 @@ class Supervisor:
         running = 0
         for lease in self._scheduler.leases.values():
             task = self._scheduler.live.get(self._backend.running(lease))
-            if task is not None and self._is_in(task, group):
+            if task is not None and _is_in(task, group):
                 running += 1
         record["running"] = running
         end = group.ended_at if group.ended_at is not None else time.monotonic()
         record["elapsed_s"] = end - group.created_at
         return record
-
-    def _is_in(self, task: Task, group: Group) -> bool:
-        """The task is a member, or one of an inner group."""
-        id = task.group
-        while id and id != group.id:
-            inner = self._scheduler.objects.get(id)
-            id = inner.parent if isinstance(inner, Group) else 0
-        return bool(id)
 
     # -- usage and limits -------------------------------------------------------------------------------------
 
@@ -777,9 +769,8 @@ class Supervisor:
         if task.state in FINAL and task.lease is not None:
             record["lingers"] = self._backend.left_running(task)
             record["kept"] = self._backend.keeps_frames(task)
-        if task.group:
-            group = self._scheduler.objects.get(task.group)
-            record["group"] = group.name if isinstance(group, Group) else show_id(task.group)
+        if task.group is not None:
+            record["group"] = task.group.name
         if task.retry_at is not None:
             record["retry_in_s"] = max(0.0, task.retry_at - now)
         if task.cancel is not None:
@@ -830,7 +821,7 @@ class Supervisor:
         group = scheduler.objects.get(question["id"])
         if not isinstance(group, Group):
             return None
-        members = [self._record(task) for task in scheduler.tasks() if self._is_in(task, group)]
+        members = [self._record(task) for task in scheduler.tasks() if _is_in(task, group)]
         return {**self._group_record(group), "tasks": members}
 
     def _story_op(self, question: dict[str, Any]) -> Any:
@@ -936,6 +927,11 @@ class Supervisor:
             shutil.rmtree(self._dir, ignore_errors=True)
         finally:
             os._exit(0)
+
+
+def _is_in(task: Task, group: Group) -> bool:
+    """A member, or one of an inner group."""
+    return task.group is not None and any(each is group for each in task.group.chain())
 
 
 def _close_all(fds: Sequence[int] | deque[int]) -> None:

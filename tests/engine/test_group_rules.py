@@ -42,7 +42,7 @@ class GroupRig(Rig):
     def member(self, group: Group, **options: Any) -> Task:
         """A task that waits for a slot, or has been given to one."""
         task = self.task(**options)
-        task.group = group.id
+        task.group_id = group.id
         self.event(Submitted([task]))
         return task
 
@@ -162,7 +162,7 @@ def test_what_a_member_submits_is_a_member(rig: GroupRig) -> None:
     group = rig.group()
     parent = rig.running_member(group)
     child = rig.submit(parent=parent.id, owner=2)
-    assert child.group == group.id
+    assert child.group is group
     rig.close(group)
     rig.finish(parent)
     assert group.state == "running"
@@ -178,7 +178,7 @@ def test_a_group_of_a_task_is_inside_the_task_s_group(rig: GroupRig) -> None:
     task = rig.running_member(outer)
     inner = rig.group(task=task, owner=2)
     rig.running_member(inner, owner=2)
-    assert inner.parent == outer.id
+    assert inner.outer is outer
     assert (inner.submitted, outer.submitted) == (1, 2)
 
 
@@ -187,7 +187,7 @@ def test_a_group_that_is_over_takes_no_members(rig: GroupRig) -> None:
     group = rig.group()
     rig.close(group)
     task = rig.member(group)
-    assert task.group == 0
+    assert task.group is None
     assert group.submitted == 0
 
 

@@ -182,10 +182,11 @@ class Fake:
 
     def living_members(self, id: int) -> list[int]:
         """Tasks that are not final, of the group and of those inside it."""
-        inner = {id}
-        while more := {g.id for g in self.groups.values() if g.parent in inner} - inner:
-            inner |= more
-        return [t.id for t in self.tasks.values() if t.group in inner and t.submitted_at and t.state not in FINAL]
+        return [
+            t.id
+            for t in self.tasks.values()
+            if t.group is not None and t.state not in FINAL and any(each.id == id for each in t.group.chain())
+        ]
 
     # -- the backend ----------------------------------------------------------------------------------------
 
@@ -468,7 +469,7 @@ class Fake:
             live = [t for t in self.scheduler.live.values() if t.state is State.RUNNING]
             task.parent = rnd.choice(live).id if live and rnd.random() < 0.2 else 0
             mine = [g for g in self.open_groups if self.groups[g].owner == client]
-            task.group = rnd.choice(mine) if mine and rnd.random() < 0.4 else 0
+            task.group_id = rnd.choice(mine) if mine and rnd.random() < 0.4 else 0
             for i in range(returns):
                 self.refs[client, id + i] += 1
                 self.made_by[id + i] = client
@@ -642,7 +643,7 @@ def for_another(fake: Fake, task: Task) -> bool:
         return False
     if task.cancel.source == "parent":
         return fake.tasks[task.parent].cancel is not None
-    return task.cancel.source == "group" and fake.groups[task.group].cancel is not None
+    return task.cancel.source == "group" and task.group is not None and task.group.cancel is not None
 
 
 LEGAL = {
@@ -657,7 +658,7 @@ def judge_groups(fake: Fake) -> None:
         states = fake.group_states[id]
         assert group.kind, f"group {id} never ended: {states}"
         assert all(after in LEGAL[before] for before, after in itertools.pairwise(states)), states
-        members = [t for t in fake.tasks.values() if t.group == id]
+        members = [t for t in fake.tasks.values() if t.group is group]
         failed = any(t.state in (State.FAILED, State.CRASHED) for t in members)
         if group.state is GroupState.COMPLETED:
             assert not failed
