@@ -45,12 +45,13 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
 
-__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome"]
+__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome", "refuse_foreign"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
+MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
 STALE_LEADER = 2.0  # seconds without reading after which a leader's lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
@@ -166,6 +167,7 @@ class Client:
         self._pending: dict[int, ObjectRef] = {}
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
+        self._waiters_lock = threading.Lock()
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
         self._dropped: deque[RefNote] = deque()  # notes of refs that are gone; only the reader thread takes them out
@@ -241,7 +243,7 @@ class Client:
             if deps:
                 options["deps"] = deps
             if pins:
-                options["pins"] = pins
+                options["pins"] = [*options.get("pins", ()), *pins]
         return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
 
     def submit_packed(
@@ -296,7 +298,7 @@ class Client:
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
         if type(arg) is not ObjectRef:
             return arg
-        _refuse_foreign(self, arg)
+        refuse_foreign(self, arg)
         deps.append(arg.id)
         return Dependency(arg.id)
 
@@ -424,9 +426,7 @@ class Client:
         mine = [ref for ref in goal.refs if not ref._kind]
         try:
             for ref in mine:
-                if ref._waiters is None:
-                    ref._waiters = []
-                ref._waiters.append(lock)
+                self.add_waiter(ref, lock)
             while not goal.is_reached() and not self.closed:  # after registering: what came in between is seen here
                 # Look now and then all the same: the leader may have left with nobody to follow.
                 rest = READER_NAP if end is None else min(READER_NAP, end - time.monotonic())
@@ -440,6 +440,17 @@ class Client:
                 if waiters is not None and lock in waiters:
                     waiters.remove(lock)
 
+    def add_waiter(self, ref: Any, waiter: Any) -> None:
+        """Has `waiter.release()` called once the ref is final, perhaps more than once, by whoever reads the socket.
+
+        Who adds looks afterwards whether it is final already. Any thread.
+        """
+        if ref._waiters is None:
+            with self._waiters_lock:  # two threads at once must not make two lists
+                if ref._waiters is None:
+                    ref._waiters = []
+        ref._waiters.append(waiter)
+
     def _rearm(self) -> None:
         self._reading_since = 0.0
         if self._epoll is not None and not self.closed:
@@ -449,7 +460,7 @@ class Client:
     def _readable(self, timeout: float) -> bool:
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLIN)
-        return bool(poll.poll(max(0, timeout) * 1000))
+        return bool(poll.poll(min(max(0, timeout), MOST_POLL) * 1000))  # whoever waits looks at the clock again
 
     def _read(self) -> None:
         """One receive and what it brought. Only by the holder of the lock."""
@@ -890,14 +901,14 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
 
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
-            _refuse_foreign(client, value)
+            refuse_foreign(client, value)
             pins.append(value.id)
         return NotImplemented
 
     return reduce
 
 
-def _refuse_foreign(client: Client, ref: ObjectRef) -> None:
+def refuse_foreign(client: Client, ref: ObjectRef) -> None:
     """Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value."""
     if ref._client is not client:
         raise exceptions.ObjectLostError(

@@ -78,7 +78,7 @@ class TaskSpec:
     timeout: float | None = None  # seconds, of each attempt
     grace: float | None = None  # seconds from interrupt to terminate
     memory: int | None = None  # bytes of private memory of the whole tree
-    max_retries: int = 3  # for crashes; application errors say themselves whether they may be retried
+    max_retries: int = 3  # -1: without end. For crashes; application errors say themselves whether they may be retried
     num_returns: int = 1
     watched: bool = False  # its owner wants every change of state
 

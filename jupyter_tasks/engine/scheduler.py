@@ -808,7 +808,8 @@ class Scheduler:
         self._tell(told)
 
     def _may_retry(self, task: Task) -> bool:
-        return task.cancel is None and task.attempt < task.spec.max_retries
+        most = task.spec.max_retries
+        return task.cancel is None and (most < 0 or task.attempt < most)
 
     def _retry(self, task: Task) -> None:
         task.attempt += 1
