@@ -52,7 +52,7 @@ START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a bus
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
 MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
-STALE_LEADER = 2.0  # seconds without reading after which a leader's lock counts as left behind by an interrupt
+STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
 Listener = Callable[[int, int, int, bytes], None]
@@ -175,6 +175,7 @@ class Client:
         self._inbox = _Inbox(0)
         self._read_lock = threading.RLock()
         self._reading_since = 0.0
+        self._unread = (0.0, 0.0)  # reader thread: a leader's `_reading_since`, and since when bytes lie there for it
         self._send_lock = threading.Lock()
         self._sending: tuple[memoryview, list[int], list[int]] | None = None
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -736,9 +737,24 @@ class Client:
                 self._parse()
             self._rearm()
             self._read_lock.release()
-        elif 0 < self._reading_since < time.monotonic() - STALE_LEADER and self._readable(0):
+        elif self._leader_is_gone():
             self._read_lock = threading.RLock()
             self._rearm()
+
+    def _leader_is_gone(self) -> bool:
+        """Bytes lie unread for STALE_LEADER seconds, though somebody has the lock.
+
+        One look is not enough: a leader that has waited for long is only just being woken by what we see. Whoever took
+        these bytes from under it would leave it waiting for ever.
+        """
+        since = self._reading_since
+        if not since or not self._readable(0):
+            self._unread = (0.0, 0.0)
+            return False
+        now = time.monotonic()
+        if self._unread[0] != since:
+            self._unread = (since, now)
+        return now - self._unread[1] > STALE_LEADER
 
     def _need_events(self) -> None:
         if self._event_thread is None and not self._closing:

@@ -15,6 +15,7 @@ import itertools
 import math
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -29,7 +30,9 @@ import words
 from conftest import session_is_up, status, wait_until
 
 import jupyter_tasks as jt
+from jupyter_tasks import client as client_module
 from jupyter_tasks.exceptions import GetTimeoutError, JupyterTasksError, ObjectLostError, TaskCancelledError
+from jupyter_tasks.session import current_client
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -233,6 +236,35 @@ def test_wait_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="twice"):
         jt.wait([ref, ref], num_returns=2)
     assert jt.wait([]) == ([], [])
+
+
+def test_a_get_that_has_waited_for_long_is_not_robbed_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader thread takes over from a leader that an interrupt threw out, never from one that is slow to wake.
+
+    1. The main thread waits in `get` for longer than STALE_LEADER. 2. The answer comes. 3. Before the main thread has
+    taken it, the reader thread looks, several times. 4. The main thread must find the answer: no other would come.
+    """
+    monkeypatch.setattr(client_module, "STALE_LEADER", 0.5)
+    client = current_client()
+    receive = client._recvmsg
+
+    def late(*arguments: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            select.select([client._sock], [], [])
+            time.sleep(5 * client_module.READER_NAP)
+        return receive(*arguments)
+
+    monkeypatch.setattr(client, "_recvmsg", late)
+    got: list[Any] = []
+    thread = threading.Timer(NET, os.kill, [os.getpid(), signal.SIGINT])  # a net: it would hang
+    thread.start()
+    try:
+        got.append(jt.get(jt.remote(time.sleep).remote(0.7)))
+    except KeyboardInterrupt:
+        pytest.fail("the answer was taken by the reader thread, and get waits for ever")
+    finally:
+        thread.cancel()
+    assert got == [None]
 
 
 # -- as_completed ------------------------------------------------------------------------------------------------------
