@@ -21,6 +21,7 @@ _WHERE = {
     "ObjectRef": "jupyter_tasks.refs",
     "RemoteFunction": "jupyter_tasks.functions",
     "TaskGroup": "jupyter_tasks.groups",
+    "as_completed": "jupyter_tasks.api",
     "cancel": "jupyter_tasks.api",
     "exceptions": "jupyter_tasks.exceptions",
     "get": "jupyter_tasks.api",
@@ -45,6 +46,7 @@ __all__ = [  # noqa: PLE0604  # the keys of _WHERE are strings
 
 if TYPE_CHECKING:
     from jupyter_tasks import exceptions as exceptions
+    from jupyter_tasks.api import as_completed as as_completed
     from jupyter_tasks.api import cancel as cancel
     from jupyter_tasks.api import get as get
     from jupyter_tasks.api import get_runtime_context as get_runtime_context

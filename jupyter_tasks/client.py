@@ -45,13 +45,14 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
 
-__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome"]
+__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome", "refuse_foreign"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
-STALE_LEADER = 2.0  # seconds without reading after which a leader's lock counts as left behind by an interrupt
+MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
+STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
 Listener = Callable[[int, int, int, bytes], None]
@@ -166,6 +167,7 @@ class Client:
         self._pending: dict[int, ObjectRef] = {}
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
+        self._waiters_lock = threading.Lock()
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
         self._dropped: deque[RefNote] = deque()  # notes of refs that are gone; only the reader thread takes them out
@@ -173,6 +175,7 @@ class Client:
         self._inbox = _Inbox(0)
         self._read_lock = threading.RLock()
         self._reading_since = 0.0
+        self._unread = (0.0, 0.0)  # reader thread: a leader's `_reading_since`, and since when bytes lie there for it
         self._send_lock = threading.Lock()
         self._sending: tuple[memoryview, list[int], list[int]] | None = None
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -243,7 +246,7 @@ class Client:
             if deps:
                 options["deps"] = deps
             if pins:
-                options["pins"] = pins
+                options["pins"] = [*options.get("pins", ()), *pins]
         return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
 
     def submit_packed(
@@ -298,7 +301,7 @@ class Client:
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
         if type(arg) is not ObjectRef:
             return arg
-        _refuse_foreign(self, arg)
+        refuse_foreign(self, arg)
         deps.append(arg.id)
         return Dependency(arg.id)
 
@@ -439,9 +442,7 @@ class Client:
         mine = [ref for ref in goal.refs if not ref._kind]
         try:
             for ref in mine:
-                if ref._waiters is None:
-                    ref._waiters = []
-                ref._waiters.append(lock)
+                self.add_waiter(ref, lock)
             while not goal.is_reached() and not self.closed:  # after registering: what came in between is seen here
                 # Look now and then all the same: the leader may have left with nobody to follow.
                 rest = READER_NAP if end is None else min(READER_NAP, end - time.monotonic())
@@ -455,6 +456,17 @@ class Client:
                 if waiters is not None and lock in waiters:
                     waiters.remove(lock)
 
+    def add_waiter(self, ref: Any, waiter: Any) -> None:
+        """Has `waiter.release()` called once the ref is final, perhaps more than once, by whoever reads the socket.
+
+        Who adds looks afterwards whether it is final already. Any thread.
+        """
+        if ref._waiters is None:
+            with self._waiters_lock:  # two threads at once must not make two lists
+                if ref._waiters is None:
+                    ref._waiters = []
+        ref._waiters.append(waiter)
+
     def _rearm(self) -> None:
         self._reading_since = 0.0
         if self._epoll is not None and not self.closed:
@@ -464,7 +476,7 @@ class Client:
     def _readable(self, timeout: float) -> bool:
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLIN)
-        return bool(poll.poll(max(0, timeout) * 1000))
+        return bool(poll.poll(min(max(0, timeout), MOST_POLL) * 1000))  # whoever waits looks at the clock again
 
     def _read(self) -> None:
         """One receive and what it brought. Only by the holder of the lock."""
@@ -740,9 +752,24 @@ class Client:
                 self._parse()
             self._rearm()
             self._read_lock.release()
-        elif 0 < self._reading_since < time.monotonic() - STALE_LEADER and self._readable(0):
+        elif self._leader_is_gone():
             self._read_lock = threading.RLock()
             self._rearm()
+
+    def _leader_is_gone(self) -> bool:
+        """Bytes lie unread for STALE_LEADER seconds, though somebody has the lock.
+
+        One look is not enough: a leader that has waited for long is only just being woken by what we see. Whoever took
+        these bytes from under it would leave it waiting for ever.
+        """
+        since = self._reading_since
+        if not since or not self._readable(0):
+            self._unread = (0.0, 0.0)
+            return False
+        now = time.monotonic()
+        if self._unread[0] != since:
+            self._unread = (since, now)
+        return now - self._unread[1] > STALE_LEADER
 
     def _need_events(self) -> None:
         if self._event_thread is None and not self._closing:
@@ -908,14 +935,14 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
 
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
-            _refuse_foreign(client, value)
+            refuse_foreign(client, value)
             pins.append(value.id)
         return NotImplemented
 
     return reduce
 
 
-def _refuse_foreign(client: Client, ref: ObjectRef) -> None:
+def refuse_foreign(client: Client, ref: ObjectRef) -> None:
     """Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value."""
     if ref._client is not client:
         raise exceptions.ObjectLostError(

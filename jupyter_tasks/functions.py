@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from jupyter_tasks import launch, session
+from jupyter_tasks.refs import ObjectRef
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
@@ -56,6 +57,7 @@ class RemoteFunction(Generic[T]):
         self._signature = _signature(function)
         self._lock = threading.Lock()
         self._known: tuple[Client, int] | None = None  # for this client, the code has this id
+        self._captured: dict[int, ObjectRef] = {}  # refs that the code reads, as they were when it was sent
         self._extra: dict[str, Any] | None = None  # options each task carries, None for none
         if any(self._options.get(key) is not None for key in ("timeout", "memory")):
             self._extra = {"announce": True}
@@ -84,7 +86,10 @@ class RemoteFunction(Generic[T]):
             client = session.current_client()
             known = self._register(client)
         num_returns = self._num_returns
-        ref = client.submit(known[1], args, kwargs, self._name, self._extra, max(1, num_returns), self._named)
+        extra = self._extra
+        if self._captured:
+            extra = {**(extra or {}), "pins": list(self._captured)}
+        ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +112,18 @@ class RemoteFunction(Generic[T]):
             retry = self._options.get("retry_exceptions", False)
             if retry:
                 extras["retry_exceptions"] = True if retry is True else tuple(retry)
+            from jupyter_tasks.client import refuse_foreign
             from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
 
-            data, buffers = serialize.dumps((self._function, extras), root=self._name)
+            captured: dict[int, ObjectRef] = {}
+
+            def note(value: object) -> Any:
+                if type(value) is ObjectRef:
+                    refuse_foreign(client, value)
+                    captured[value.id] = value
+                return NotImplemented
+
+            data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
             options = _wire_options(self._options, self._name)
             held = session.current()
             if held is None or isinstance(held, launch.Session) or held.client is not client:
@@ -118,6 +132,8 @@ class RemoteFunction(Generic[T]):
                 fn = client.new_function(shared.pack(data, buffers), options)
             else:  # it could be sent, and is not: a debugger wants the function itself
                 fn = held.client.learn(self._function, options, extras)
+            # As long as this object can make tasks; and each task pins them, since a worker may learn the code late.
+            self._captured = captured
             self._known = (client, fn)
             return self._known
 
@@ -152,7 +168,7 @@ def remote(*args: Any, **options: Any) -> Any:
             get `num_cpus` threads, unless OMP_NUM_THREADS and the like are set.
         resources: the same for other resources, by name.
         num_returns: how many refs `remote()` returns; the function then returns that many values.
-        max_retries: how often a task is run again when its worker crashes. Default 3.
+        max_retries: how often a task is run again when its worker crashes; -1 for as often as it takes. Default 3.
         retry_exceptions: True, or a list of exception types for which it is run again, too.
         retry_delay: seconds before it is run again. Default 0.
         retry_backoff: how many times longer each further delay is, up to 5 minutes. Default 2.
@@ -176,9 +192,17 @@ def remote(*args: Any, **options: Any) -> Any:
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name not in _OPTIONS:
-            raise TypeError(f"Unknown option {name!r}. Options are: {', '.join(sorted(_OPTIONS))}.")
+            from jupyter_tasks.ray_options import what_instead
+
+            instead = what_instead(name)
+            why = f"jupyter_tasks has no option {name!r}. {instead}" if instead else f"Unknown option {name!r}."
+            raise TypeError(f"{why} Options are: {', '.join(sorted(_OPTIONS))}.")
+        if name == "retry_exceptions":
+            _check_retry_exceptions(value)
         if value is None or name in ("name", "resources", "retry_exceptions"):
             continue
+        if name == "max_retries" and value == -1 and not isinstance(value, float):
+            continue  # as often as it takes
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != value:
             raise ValueError(f"{name} must be a number that is not negative, but is {value!r}.")
         if name in ("num_returns", "max_retries") and not isinstance(value, int):
@@ -186,6 +210,15 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         if name in ("timeout", "memory") and value == 0:
             raise ValueError(f"{name} must be more than 0; leave it out for no limit.")
     return dict(options)
+
+
+def _check_retry_exceptions(wanted: Any) -> None:
+    """A worker can do nothing with anything else, and would notice late."""
+    if wanted is None or isinstance(wanted, bool):
+        return
+    types = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    if types is not wanted or not all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
+        raise TypeError(f"retry_exceptions must be True, False or a list of exception types, but is {wanted!r}.")
 
 
 def _wire_options(options: dict[str, Any], name: str) -> dict[str, Any]:

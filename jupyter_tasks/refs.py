@@ -133,19 +133,9 @@ class ObjectRef:
     async def _until_final(self) -> None:
         """Waits without blocking the event loop. Cancelling the awaiting code leaves the task alone."""
         if not self.is_final:
-            import asyncio
+            from jupyter_tasks.waiting import until_final
 
-            loop = asyncio.get_running_loop()
-            arrived = asyncio.Event()
-
-            def tell(_: ObjectRef) -> None:
-                try:
-                    loop.call_soon_threadsafe(arrived.set)
-                except RuntimeError:
-                    pass  # the loop was closed: nobody waits any more
-
-            self._client.when_final(self, tell)
-            await arrived.wait()
+            await until_final(self._client, self)
 
     def __hash__(self) -> int:
         return hash(self.id)

@@ -94,7 +94,9 @@ class Kernel:
         )
         directory.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "TMPDIR": str(directory), "IPYTHONDIR": str(directory / "ipython")}
-        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=str(Path(__file__).parent))
+        here = Path(__file__).parent
+        # The package that these tests stand beside, also where another copy of it is installed.
+        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=f"{here}{os.pathsep}{here.parents[1]}")
         self.manager.start_kernel(env=env, cwd=str(directory))
         self.client = self.manager.client()
         self.client.start_channels()
