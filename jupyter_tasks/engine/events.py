@@ -35,11 +35,13 @@ __all__ = [
     "Event",
     "Fetched",
     "Finished",
+    "GiveRoom",
     "Gone",
     "Held",
     "IdleAgain",
     "Instruction",
     "Interrupt",
+    "ItemContains",
     "Kill",
     "Lease",
     "Put",
@@ -47,9 +49,12 @@ __all__ = [
     "Recalled",
     "Released",
     "Retire",
+    "RoomAsked",
     "Run",
     "Started",
+    "Stream",
     "Submitted",
+    "Taken",
     "Task",
     "TaskSpec",
     "Terminate",
@@ -57,6 +62,7 @@ __all__ = [
     "TooMuchMemory",
     "UnBlocked",
     "WaitBegan",
+    "Yielded",
 ]
 
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
@@ -81,6 +87,8 @@ class TaskSpec:
     max_retries: int = 3  # for crashes; application errors say themselves whether they may be retried
     num_returns: int = 1
     watched: bool = False  # its owner wants every change of state
+    streams: bool = False  # a generator, whose items are objects of their own
+    backpressure: int = 0  # so many items may be made and not yet taken; 0: any number
 
     @property
     def priority(self) -> int:
@@ -129,6 +137,7 @@ class Task(Entry):
         "spec",
         "started_at",
         "state",
+        "stream",
         "submitted_at",
         "used_memory",
         "waiting",
@@ -164,6 +173,19 @@ class Task(Entry):
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.used_memory = 0  # bytes, set when over its limit
+        self.stream: Stream | None = None  # of a generator that has begun to make items, while not final
+
+
+class Stream:
+    """How far a generator task has come with its items, over all its attempts. Changed by the scheduler alone."""
+
+    __slots__ = ("asked", "inside", "made", "taken")
+
+    def __init__(self) -> None:
+        self.made = 0  # items that are objects; a further attempt makes them once more, and they are dropped
+        self.taken = 0  # of these the owner has taken so many; ALL_TAKEN: nobody takes any more, none is kept
+        self.asked: RoomAsked | None = None  # its worker waits for room
+        self.inside: dict[int, list[int]] = {}  # place of an item on its way -> what its value has refs to, and holds
 
 
 class Lease:
@@ -247,6 +269,40 @@ class Finished(NamedTuple):
 
     lease: Lease
     ends: Sequence[End]
+
+
+class Yielded(NamedTuple):
+    """A generator task made an item; `place` counts from 0 in each attempt."""
+
+    id: int
+    place: int
+    value: bytes  # as in the body of a RESULT
+    fds: tuple[int, ...] = ()
+
+
+class ItemContains(NamedTuple):
+    """Inside an item that the worker is about to tell are refs to others: they live as long as it does."""
+
+    id: int
+    place: int
+    inside: Sequence[int]
+
+
+class Taken(NamedTuple):
+    """The client has taken so many items of its generator task; ALL_TAKEN: it takes no more."""
+
+    client: int
+    id: int
+    taken: int
+
+
+class RoomAsked(NamedTuple):
+    """The worker of a generator task, which has made so many items, waits until another may be made."""
+
+    client: int
+    serial: int
+    id: int
+    made: int
 
 
 class Recalled(NamedTuple):
@@ -367,6 +423,10 @@ Event: TypeAlias = (
     | WaitBegan
     | UnBlocked
     | Tick
+    | Yielded
+    | ItemContains
+    | Taken
+    | RoomAsked
 )
 
 
@@ -450,8 +510,27 @@ class Drop(NamedTuple):
     fds: Sequence[int]
 
 
+class GiveRoom(NamedTuple):
+    """Answer a RoomAsked: so many items were taken."""
+
+    client: int
+    serial: int
+    taken: int
+
+
 Instruction: TypeAlias = (
-    Run | CloseLease | Recall | Interrupt | Terminate | Kill | Retire | Deliver | DeliverValue | Announce | Drop
+    Run
+    | CloseLease
+    | Recall
+    | Interrupt
+    | Terminate
+    | Kill
+    | Retire
+    | Deliver
+    | DeliverValue
+    | Announce
+    | Drop
+    | GiveRoom
 )
 
 

@@ -404,6 +404,9 @@ _ADVICE = {
     "pass a list of its items, or create it inside the task": (
         "generator async_generator itertools. map filter zip enumerate _csv."
     ),
+    "pass the refs that it hands out, as in [f.remote(ref) for ref in generator]": (
+        "jupyter_tasks.streams.ObjectRefGenerator"
+    ),
     "await it first and pass its result": ("coroutine _asyncio.Future _asyncio.Task asyncio.futures. asyncio.tasks."),
     "call its result() first and pass that": "concurrent.futures._base.Future",
     "start it inside the task": (
