@@ -78,6 +78,7 @@ from jupyter_tasks.wire.frames import (
     DURATION_SHIFT,
     HEADER_SIZE,
     ITEM_OF,
+    ITEMS,
     Flag,
     Kind,
     frame,
@@ -141,7 +142,7 @@ class Scheduler:
         self._freed = False  # a lease has given its resources back during this event
         self._overdrawn = False  # some of `available` may be below 0; see _unblocked
         self._ids = 0
-        self._items = 0  # id of the last item of a generator; no client's ids are as small
+        self._last_item = ITEMS  # id of the last item of a generator
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Submitted: self._submitted,
@@ -876,8 +877,8 @@ class Scheduler:
             return
         task, stream = found
         stream.made = event.place + 1
-        self._items += 1
-        entry = Entry(self._items, task.owner)
+        self._last_item += 1
+        entry = Entry(self._last_item, task.owner)
         entry.kind = Kind.RESULT
         entry.frame = frame(Kind.RESULT, entry.id, event.value, fds=len(event.fds))
         entry.fds = event.fds

@@ -9,8 +9,8 @@ is a unix socket; big values travel beside a frame as file descriptors (`fds` in
     fds  u16   file descriptors that travel with this frame
     fn   u64   id of the function, 0 for a cell; client id << 32 | count. FETCH and its answer: a serial number.
                YIELD: the item's place, from 0. TAKEN: a count
-    id   u64   id of the task or object; client id << 40 | count. Items of generators have client 0: the supervisor
-               counts them
+    id   u64   id of the task or object; client id << 40 | count. Items of generators, which the supervisor
+               counts, are beyond those of all clients
 
 Who says what, and when, is written next to each Kind. No thread, no socket and no clock in here.
 """
@@ -27,6 +27,7 @@ __all__ = [
     "FUNCTION_SHIFT",
     "HEADER",
     "HEADER_SIZE",
+    "ITEMS",
     "ITEM_OF",
     "MAX_FDS",
     "PROTOCOL",
@@ -44,6 +45,7 @@ PROTOCOL = 1  # goes up when an older peer could misunderstand us; the handshake
 HEADER = struct.Struct("=IBBHQQ")
 HEADER_SIZE = HEADER.size
 CLIENT_SHIFT = 40  # 2**24 clients, 2**40 (a million million) tasks each
+ITEMS = (1 << 24) - 1 << CLIENT_SHIFT  # ids of items of generators come after this one
 FUNCTION_SHIFT = 32
 ITEM_OF = struct.Struct("=QQ")  # id of the task, the item's place from 0
 ALL_TAKEN = (1 << 63) - 1
@@ -123,6 +125,6 @@ def from_json(body: bytes | memoryview) -> Any:
 def show_id(id: int) -> str:
     """How people see an id: tasks of the kernel are 1, 2, 3; those of client 4 are 4-1, 4-2; items are item-1."""
     client, count = id >> CLIENT_SHIFT, id & ((1 << CLIENT_SHIFT) - 1)
-    if client == 0:
+    if client == ITEMS >> CLIENT_SHIFT:
         return f"item-{count}"
     return str(count) if client <= 1 else f"{client}-{count}"
