@@ -74,7 +74,11 @@ def refusal(
         reason = f"cannot be pickled ({_text(error)})"
         culprit = Culprit(name, _type_name(value), reason, _general_advice, name)
     subject = "it" if culprit.path == culprit.name else culprit.path
-    advice = culprit.advice if to == "a worker" else "Leave it out, or return plain data instead."
+    advice = "Leave it out, or return plain data instead."
+    if to == "a worker":
+        advice = culprit.advice
+    elif to == "the kernel" and culprit.type_name in ("generator", "async_generator"):
+        advice = "Return list(...) of it, or use @jt.remote(num_returns='streaming') for its items one by one."
     message = f"Cannot send {culprit.name!r} to {to}: {subject} {culprit.reason}. {advice}"
     return UnserializableError(message, path=culprit.path, type_name=culprit.type_name)
 

@@ -128,7 +128,11 @@ def checked(value: Any, options: Mapping[str, Any]) -> Any:
 def dynamic(made: Any, put: Callable[..., ObjectRef], run: Run | None = None) -> DynamicRefs:
     """A ref for each item of a generator; `put` makes them."""
     refs: list[ObjectRef] = []
-    drive(made, lambda item: refs.append(put(item, root=f"item {len(refs)}")), run)
+    try:
+        drive(made, lambda item: refs.append(put(item, root=f"item {len(refs)}")), run)
+    except BaseException:
+        refs.clear()  # these frames may be kept, for a debugger
+        raise
     return DynamicRefs(refs)
 
 
