@@ -539,8 +539,8 @@ def test_a_cancel_of_one_that_waits_for_room(force: bool, tmp_path: Path) -> Non
     wait_until(lambda: generator._arrived == 2, "both have come")
     words.blocked_in_system(int(words.hear(tmp_path / "in")))
     jt.cancel(generator, force=force)
-    zero, one, cancelled = generator
-    assert jt.get([zero, one]) == [0, 1]
+    *made, cancelled = generator
+    assert jt.get(made) == list(range(len(made)))  # perhaps more than two: taking them gives room
     assert isinstance(error_of(cancelled), ForceCancelledError if force else TaskCancelledError)
     assert words.said(tmp_path / "interrupted") != force
 
