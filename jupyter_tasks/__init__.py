@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ObjectRef": "jupyter_tasks.refs",
+    "ObjectRefGenerator": "jupyter_tasks.streams",
     "RemoteFunction": "jupyter_tasks.functions",
     "TaskGroup": "jupyter_tasks.groups",
     "as_completed": "jupyter_tasks.api",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from jupyter_tasks.session import init as init
     from jupyter_tasks.session import is_initialized as is_initialized
     from jupyter_tasks.session import shutdown as shutdown
+    from jupyter_tasks.streams import ObjectRefGenerator as ObjectRefGenerator
     from jupyter_tasks.worker.progress import progress as progress
     from jupyter_tasks.worker.progress import track as track
 

@@ -11,10 +11,11 @@ import numbers
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from jupyter_tasks import exceptions, session
 from jupyter_tasks.refs import ObjectRef
+from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.waiting import AsCompleted
 from jupyter_tasks.wire.frames import Kind, show_id
 
@@ -27,6 +28,9 @@ __all__ = [
     "tasks",
     "wait",
 ]
+
+
+Waitable = TypeVar("Waitable", ObjectRef, ObjectRefGenerator, ObjectRef | ObjectRefGenerator)
 
 
 # -- values -------------------------------------------------------------------------------------------------------
@@ -64,15 +68,27 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
         if worker is not None and worker.replaced:
             return _get_replaced(refs, worker.replaced, timeout, cancel_on_interrupt)
         if not isinstance(refs, (list, tuple)):
+            if isinstance(refs, ObjectRefGenerator):
+                raise TypeError(f"get() takes an ObjectRef or a list of them, not {_kind_of(refs)}.")
             raise ValueError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}.")
         for i, ref in enumerate(refs):
             if not isinstance(ref, ObjectRef):
-                raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {type(ref).__name__}.")
+                raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {_kind_of(ref)}.")
         return _get_list(list(refs), timeout, cancel_on_interrupt)
     except exceptions.JupyterTasksError as error:
         # Our own frames say nothing about the task. Those of an error that was raised in place do.
         frames = error.__cause__.__traceback__ if error.__cause__ is not None else None
         raise error.with_traceback(frames) from error.__cause__
+
+
+def _kind_of(value: object) -> str:
+    """What somebody takes for a ref; if it has refs, how to come by them."""
+    if not isinstance(value, ObjectRefGenerator):
+        return type(value).__name__
+    return (
+        "ObjectRefGenerator. It hands out refs: [jt.get(ref) for ref in generator]; jt.get(generator.completed()) "
+        "waits for the end of its task"
+    )
 
 
 def _get_replaced(refs: Any, replaced: frozenset[int], timeout: float | None, cancel_on_interrupt: bool) -> Any:
@@ -83,7 +99,7 @@ def _get_replaced(refs: Any, replaced: frozenset[int], timeout: float | None, ca
         raise ValueError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}.")
     for i, ref in enumerate(refs):
         if not isinstance(ref, ObjectRef) and id(ref) not in replaced:
-            raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {type(ref).__name__}.")
+            raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {_kind_of(ref)}.")
     got = iter(_get_list([ref for ref in refs if isinstance(ref, ObjectRef)], timeout, cancel_on_interrupt))
     return [next(got) if isinstance(ref, ObjectRef) else ref for ref in refs]
 
@@ -130,9 +146,12 @@ def _timed_out(refs: list[ObjectRef], timeout: float | None) -> exceptions.GetTi
 
 
 def wait(
-    refs: Sequence[ObjectRef], *, num_returns: int = 1, timeout: float | None = None
-) -> tuple[list[ObjectRef], list[ObjectRef]]:
+    refs: Sequence[Waitable], *, num_returns: int = 1, timeout: float | None = None
+) -> tuple[list[Waitable], list[Waitable]]:
     """Waits until `num_returns` of the refs are final, or `timeout` seconds have passed.
+
+    Args:
+        refs: also generators: one is ready when `next` does not block, since an item is there or the task is over.
 
     Returns:
         (ready, not_ready): at most `num_returns` ready ones, both in the order given. Failed and cancelled tasks
@@ -142,7 +161,7 @@ def wait(
         TypeError: not a list of refs, or `timeout` is no number.
         ValueError: duplicates, `num_returns` out of range, a negative timeout.
     """
-    refs = _checked_refs(refs, "wait")
+    refs = _checked_refs(refs, "wait", (ObjectRef, ObjectRefGenerator))
     timeout = _checked_timeout(timeout)
     if not refs:
         return [], []
@@ -152,7 +171,7 @@ def wait(
     wanted = num_returns - (len(refs) - len(open_refs))
     if wanted > 0:
         open_refs[0]._client.wait(open_refs, wanted, timeout)
-    ready = [ref for ref in refs if ref.is_final][:num_returns]
+    ready = [ref for ref in refs if ref._kind][:num_returns]
     taken = set(ready)
     return ready, [ref for ref in refs if ref not in taken]
 
@@ -175,16 +194,16 @@ def as_completed(refs: Iterable[ObjectRef], *, timeout: float | None = None) -> 
     return AsCompleted(_checked_refs(refs, "as_completed"), _checked_timeout(timeout))
 
 
-def _checked_refs(refs: Iterable[ObjectRef], verb: str) -> list[ObjectRef]:
-    if isinstance(refs, ObjectRef):
+def _checked_refs(refs: Iterable[Waitable], verb: str, allowed: type | tuple[type, ...] = ObjectRef) -> list[Waitable]:
+    if isinstance(refs, (ObjectRef, ObjectRefGenerator)):
         raise TypeError(f"{verb}() takes a list of ObjectRefs; put the ref in a list.")
-    refs = list(refs)
-    for i, ref in enumerate(refs):
-        if not isinstance(ref, ObjectRef):
-            raise TypeError(f"{verb}() takes a list of ObjectRefs; item {i} is {type(ref).__name__}.")
-    if len(set(refs)) != len(refs):
+    found = list(refs)
+    for i, ref in enumerate(found):
+        if not isinstance(ref, allowed):
+            raise TypeError(f"{verb}() takes a list of ObjectRefs; item {i} is {_kind_of(ref)}.")
+    if len(set(found)) != len(found):
         raise ValueError(f"{verb}() was given a ref twice.")
-    return refs
+    return found
 
 
 def _checked_timeout(timeout: float | None) -> float | None:
@@ -211,7 +230,7 @@ def put(value: Any) -> ObjectRef:
 
 
 def cancel(
-    ref: ObjectRef,
+    ref: ObjectRef | ObjectRefGenerator,
     *,
     force: bool = False,
     recursive: bool = True,
@@ -222,7 +241,8 @@ def cancel(
 
     A task that has not started never does. One that runs gets a KeyboardInterrupt in its main thread; with `grace`, its
     process is ended after that many seconds. With `force` the process and all it started are killed at once: no
-    except, finally or atexit of it runs. A task that is over is left alone. May be called again.
+    except, finally or atexit of it runs. A task that is over is left alone. May be called again. A generator task gets
+    its KeyboardInterrupt where it is, also at its `yield`; items that it has made stay.
 
     Args:
         recursive: also the tasks that it has submitted.
@@ -232,6 +252,8 @@ def cancel(
         TypeError: not a ref.
         ValueError: a negative `grace`.
     """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel() takes an ObjectRef, not {type(ref).__name__}. For actors there is jt.kill(actor).")
     if grace is not None and grace < 0:

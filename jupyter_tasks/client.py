@@ -30,12 +30,15 @@ from typing import Any
 from jupyter_tasks import exceptions
 from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
 from jupyter_tasks.show import show_bytes
+from jupyter_tasks.streams import GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import (
+    ALL_TAKEN,
     CLIENT_SHIFT,
     FUNCTION_SHIFT,
     HEADER,
     HEADER_SIZE,
+    ITEM_OF,
     PROTOCOL,
     Flag,
     Kind,
@@ -170,7 +173,9 @@ class Client:
         self._waiters_lock = threading.Lock()
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
-        self._dropped: deque[RefNote] = deque()  # notes of refs that are gone; only the reader thread takes them out
+        self._streams: dict[int, GeneratorNote] = {}  # one for each generator whose task is not over, by its id
+        # Notes of refs, and generators, that are gone; only the reader thread takes them out.
+        self._dropped: deque[RefNote | GeneratorNote] = deque()
         self.dropped = self._dropped.append
         self._inbox = _Inbox(0)
         self._read_lock = threading.RLock()
@@ -216,10 +221,8 @@ class Client:
         Raises:
             UnserializableError: an argument cannot be sent.
         """
-        if self.parent is not None and (parent := self.parent()):
-            options = {**(options or {}), "parent": parent}
-        if (group := current_group.get()) is not None:
-            options = {**(options or {}), "group": group.id_for(self)}
+        if self.parent is not None or current_group.get() is not None:
+            options = self.belonging(options)
         plain = options is None and not kwargs and num_returns == 1
         if plain:
             for arg in args:
@@ -234,6 +237,48 @@ class Client:
                 self._pending[id] = ref
                 self._send(HEADER.pack(len(body), Kind.TASK, 0, 0, fn, id) + body)
                 return ref
+        payload, options = self._packed(args, kwargs, named, options)
+        return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
+
+    def submit_stream(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        *,
+        backpressure: bool = False,
+    ) -> ObjectRefGenerator:
+        """The same for a generator function."""
+        payload, options = self._packed(args, kwargs, named, self.belonging(options))
+        completed = ObjectRef(self, self.new_ids(1), label)
+        generator = ObjectRefGenerator(self, completed, backpressure=backpressure)
+        note = GeneratorNote(generator, self.dropped)
+        note.id = completed.id
+        self._streams[note.id] = note
+        self.when_final(completed, self._stream_over)
+        # With options, if only empty ones: a generator shares its packet with no other task.
+        self.submit_packed(Kind.TASK, fn, payload, label, options or {}, ref=completed)
+        return generator
+
+    def belonging(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        """A task's options, and to which task and group it belongs: by where this is called."""
+        if self.parent is not None and (parent := self.parent()):
+            options = {**(options or {}), "parent": parent}
+        if (group := current_group.get()) is not None:
+            options = {**(options or {}), "group": group.id_for(self)}
+        return options
+
+    def _packed(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None,
+        options: dict[str, Any] | None,
+    ) -> tuple[shared.Payload, dict[str, Any] | None]:
+        """Arguments ready for the wire; what they refer to is among the options."""
         payload, deps, pins = self.pack_arguments(args, kwargs, named)
         if deps or pins:
             if len(deps) > MOST_DEPENDENCIES:
@@ -247,7 +292,7 @@ class Client:
                 options["deps"] = deps
             if pins:
                 options["pins"] = [*options.get("pins", ()), *pins]
-        return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
+        return payload, options
 
     def submit_packed(
         self,
@@ -258,11 +303,15 @@ class Client:
         options: dict[str, Any] | None,
         num_returns: int = 1,
         id: int | None = None,
+        ref: ObjectRef | None = None,
     ) -> ObjectRef | list[ObjectRef]:
-        """The same with arguments that are packed already; `id` is one that `new_ids` gave."""
-        if id is None:
-            id = self.new_ids(num_returns)
-        refs = [ObjectRef(self, id + i, label) for i in range(max(1, num_returns))]
+        """The same with arguments that are packed already; `id` is one that `new_ids` gave, `ref` was made with one."""
+        if ref is not None:
+            id, refs = ref.id, [ref]
+        else:
+            if id is None:
+                id = self.new_ids(num_returns)
+            refs = [ObjectRef(self, id + i, label) for i in range(max(1, num_returns))]
         flags = 0
         body = payload.head
         if options is not None:
@@ -305,10 +354,10 @@ class Client:
         deps.append(arg.id)
         return Dependency(arg.id)
 
-    def put(self, value: Any) -> ObjectRef:
-        """Stores a value at the supervisor; returns its ref."""
+    def put(self, value: Any, *, root: str = "value") -> ObjectRef:
+        """Stores a value at the supervisor; returns its ref. `root` names the value in errors."""
         pins: list[int] = []
-        data, buffers = serialize.dumps(value, root="value", reducers=_note_refs(self, pins))
+        data, buffers = serialize.dumps(value, root=root, reducers=_note_refs(self, pins))
         payload = shared.pack(data, buffers)
         id = next(self._ids)
         ref = ObjectRef(self, id, "put")
@@ -350,6 +399,11 @@ class Client:
         wish = {"force": force, "recursive": recursive, "source": source, "reason": reason, "grace": grace}
         self._send(frame(Kind.CANCEL, id, to_json(wish)))
 
+    def taken(self, id: int, count: int) -> None:
+        """Of the items of this generator task so many were taken, counted from its first."""
+        with contextlib.suppress(exceptions.ObjectLostError):
+            self._send(frame(Kind.TAKEN, id, fn=count))
+
     def hold(self, id: int) -> ObjectRef:
         """A ref that has arrived inside a value."""
         with self._hold_lock:
@@ -372,7 +426,7 @@ class Client:
         """Blocks until `count` (default: all) of the refs are final. Returns whether it came to that.
 
         Args:
-            refs: refs or slots of this client, each once.
+            refs: refs, generators or slots of this client, each once.
             timeout: seconds; None waits for ever, 0 looks once.
             or_failed: it is enough that one of them has failed (only where all are awaited).
 
@@ -407,7 +461,7 @@ class Client:
                     self._let_go()
             if self.closed:
                 # Whoever noticed the end may not have told all yet.
-                self._say_lost([ref for ref in goal.refs if not ref._kind])
+                self._say_lost([_end_of(ref) for ref in goal.refs if not ref._kind])
             if goal.is_reached():
                 return True
             if end is not None and time.monotonic() >= end:
@@ -559,6 +613,13 @@ class Client:
                 slot._body = body
                 self._final(slot, kind)
                 self._replies.pop(id, None)
+        elif kind == Kind.ITEM:
+            self._tell(key, kind, flags, id, body)
+            task, place = ITEM_OF.unpack_from(body)
+            generator = self._generator(task)
+            if generator is not None:
+                generator._arrived = max(generator._arrived, place + 1)
+                self._wake(generator)
         else:
             self._tell(key, kind, flags, id, body, fds)
 
@@ -570,6 +631,9 @@ class Client:
         ref._kind = kind
         if kind != Kind.RESULT:
             self.failures += 1  # after the kind: who sees the new count finds the failure
+        self._wake(ref)
+
+    def _wake(self, ref: Any) -> None:
         waiters = ref._waiters
         if waiters:
             for lock in list(waiters):
@@ -617,14 +681,18 @@ class Client:
             return _task_error(body, ref.task_id, ref.label, self.namespace)
         return failure_error(from_json(body))
 
-    def when_final(self, ref: ObjectRef, callback: Callable[[ObjectRef], None]) -> None:
-        """Calls `callback(ref)` in the event thread once the ref is final."""
+    def when_final(self, ref: Any, callback: Callable[[Any], None]) -> bool:
+        """Calls `callback(ref)` in the event thread once the ref is final (a generator: has a ref to take, or is over).
+
+        False if that thread has ended, with the connection.
+        """
         self._need_events()
         if ref._callbacks is None:
             ref._callbacks = []
         ref._callbacks.append(callback)
         if ref._kind:
             self._events.put((None, ref))
+        return self._event_thread is not None and self._event_thread.is_alive()
 
     # -- questions --------------------------------------------------------------------------------------------
 
@@ -701,12 +769,17 @@ class Client:
     def _release_frame(self) -> bytes:
         """Reader thread only, where no KeyboardInterrupt can come between taking a note and telling it."""
         ids = array.array("Q")
+        nobody_takes = b""
         dropped, notes = self._dropped, self.notes
         for _ in range(len(dropped)):
             note = dropped.popleft()
+            if isinstance(note, GeneratorNote):
+                self._streams.pop(note.id, None)
+                nobody_takes += frame(Kind.TAKEN, note.id, fn=ALL_TAKEN)
+                continue
             notes.pop(id(note), None)
             ids.append(note.id)
-        return frame(Kind.RELEASE, 0, ids.tobytes())
+        return frame(Kind.RELEASE, 0, ids.tobytes()) + nobody_takes
 
     # -- threads ----------------------------------------------------------------------------------------------
 
@@ -784,39 +857,85 @@ class Client:
         self._events.put((None, done))
         done.wait(timeout)
 
-    def _tell_events(self) -> None:
-        event: Any = None
-        while True:
-            event = body = None  # while nothing happens, nothing is held: a ref here would keep its value alive
-            event = self._events.get()
-            if event is None:
-                return
-            if event[0] is None:
-                if isinstance(event[1], threading.Event):
-                    event[1].set()
-                elif isinstance(event[1], _Slot):
-                    self._close_given_up(event[1])
-                else:
-                    self._call_back(event[1])
-                continue
-            key, kind, flags, id, body, fds = event
-            if key <= self._last_event:
-                continue
-            self._last_event = key
-            if kind == _CLOSE:
-                os.close(id)
-                continue
-            if fds:
-                data, _ = shared.unpack(body, fds[0], writable=False)
-                body = bytes(data)
-                os.close(fds[0])
-            if self.listener is not None:
-                try:
-                    self.listener(kind, flags, id, body)
-                except Exception:
-                    import traceback
+    def until_told(self) -> bool:
+        """The same also in the event thread, where a callback may wait for what stands behind it. False if that thread
+        has ended, with the connection."""
+        thread = self._event_thread
+        if thread is None or not thread.is_alive():
+            return False
+        if threading.current_thread() is not thread:
+            self.drain_events()
+            return True
+        with contextlib.suppress(queue.Empty):
+            while self._tell_one(self._events.get_nowait()):
+                pass
+        return True
 
-                    traceback.print_exc()
+    def _tell_events(self) -> None:
+        while self._tell_one(self._events.get()):
+            pass  # while nothing happens, nothing is held: a ref here would keep its value alive
+
+    def _tell_one(self, event: Any) -> bool:
+        """One of the things that are for the event thread. False for the last."""
+        if event is None:
+            self._events.put(None)  # a callback may have taken it, and the thread itself must see it
+            return False
+        if event[0] is None:
+            if isinstance(event[1], threading.Event):
+                event[1].set()
+            elif isinstance(event[1], _Slot):
+                self._close_given_up(event[1])
+            else:
+                self._call_back(event[1])
+            return True
+        key, kind, flags, id, body, fds = event
+        if key <= self._last_event:
+            return True
+        self._last_event = key
+        if kind == _CLOSE:
+            os.close(id)
+            return True
+        if kind == Kind.ITEM:
+            self._add_item(flags, id, body)
+            return True
+        if fds:
+            data, _ = shared.unpack(body, fds[0], writable=False)
+            body = bytes(data)
+            os.close(fds[0])
+        if self.listener is not None:
+            try:
+                self.listener(kind, flags, id, body)
+            except Exception:
+                import traceback
+
+                traceback.print_exc()
+        return True
+
+    # -- generators -------------------------------------------------------------------------------------------
+
+    def _generator(self, id: int) -> ObjectRefGenerator | None:
+        """The one of this task, while somebody holds it and the task is not over."""
+        note = self._streams.get(id)
+        return note() if note is not None else None
+
+    def _add_item(self, flags: int, id: int, body: bytes) -> None:
+        """Event thread. One of a generator that is gone is released in the usual way: with its ref."""
+        task, place = ITEM_OF.unpack_from(body)
+        generator = self._generator(task)
+        ref = ObjectRef(self, id, f"{generator.label}[{place}]" if generator is not None else "")
+        ref._task = task
+        ref._body = None if flags & Flag.BIG else body[ITEM_OF.size :]
+        ref._kind = Kind.RESULT
+        if generator is not None:
+            generator._refs.append((place, ref))
+            generator._made += 1
+
+    def _stream_over(self, completed: ObjectRef) -> None:
+        """Event thread; behind all of its items."""
+        generator = self._generator(completed.id)
+        self._streams.pop(completed.id, None)
+        if generator is not None:
+            self._call_back(generator)
 
     def _close_given_up(self, slot: _Slot) -> None:
         if slot._kind:  # otherwise its answer comes by here
@@ -827,7 +946,7 @@ class Client:
                 self._fetches.pop(serial, None)
 
     @staticmethod
-    def _call_back(ref: ObjectRef) -> None:
+    def _call_back(ref: Any) -> None:
         callbacks, ref._callbacks = ref._callbacks, None
         for callback in callbacks or ():
             try:
@@ -940,6 +1059,11 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
         return NotImplemented
 
     return reduce
+
+
+def _end_of(ref: Any) -> Any:
+    """What becomes final when the supervisor is lost, for one who waits for this."""
+    return ref.completed() if isinstance(ref, ObjectRefGenerator) else ref
 
 
 def refuse_foreign(client: Client, ref: ObjectRef) -> None:

@@ -28,6 +28,7 @@ _OPTIONS = frozenset(
         "num_gpus",
         "resources",
         "num_returns",
+        "generator_backpressure",
         "max_retries",
         "retry_backoff",
         "retry_delay",
@@ -37,6 +38,9 @@ _OPTIONS = frozenset(
         "memory",
     }
 )
+
+
+_RAYS_NAMES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 
 
 class RemoteFunction(Generic[T]):
@@ -53,7 +57,17 @@ class RemoteFunction(Generic[T]):
         self._function = function
         self._options = _checked(options)
         self._name = str(self._options.get("name") or getattr(function, "__name__", type(function).__name__))
-        self._num_returns = self._options.get("num_returns", 1)
+        num_returns = self._options.get("num_returns")
+        if num_returns is None and _makes_items(function):
+            num_returns = "streaming"
+        self._generator: str | None = num_returns if isinstance(num_returns, str) else None
+        self._num_returns = 1 if num_returns is None or self._generator else num_returns
+        self._backpressure = self._options.get("generator_backpressure")
+        if self._backpressure is not None and self._generator != "streaming":
+            raise ValueError(
+                f"generator_backpressure is for generator functions with num_returns='streaming', and {self._name} "
+                f"{f'has num_returns={num_returns!r}' if num_returns is not None else 'is none: use yield'}."
+            )
         self._signature = _signature(function)
         self._lock = threading.Lock()
         self._known: tuple[Client, int] | None = None  # for this client, the code has this id
@@ -65,6 +79,8 @@ class RemoteFunction(Generic[T]):
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submits a call. Returns its ObjectRef at once (a list for num_returns=N, None for 0).
+
+        For a generator function it returns an ObjectRefGenerator, which hands out a ref for each item as it is made.
 
         Refs among the arguments are awaited and replaced by their values; refs inside lists, dicts or objects
         stay refs. Large arrays arrive as read-only views, without a copy.
@@ -85,6 +101,10 @@ class RemoteFunction(Generic[T]):
         if known is None or client.closed:
             client = session.current_client()
             known = self._register(client)
+        if self._generator == "streaming":
+            return client.submit_stream(
+                known[1], args, kwargs, self._name, self._extra, self._named, backpressure=bool(self._backpressure)
+            )
         num_returns = self._num_returns
         extra = self._extra
         if self._captured:
@@ -125,6 +145,9 @@ class RemoteFunction(Generic[T]):
 
             data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
             options = _wire_options(self._options, self._name)
+            if self._generator is not None:
+                options["generator"] = self._generator
+                options["backpressure"] = self._backpressure or 0
             held = session.current()
             if held is None or isinstance(held, launch.Session) or held.client is not client:
                 # Modules that can be imported here now can be imported there.
@@ -167,7 +190,12 @@ def remote(*args: Any, **options: Any) -> Any:
             task with GPUs sees them in CUDA_VISIBLE_DEVICES, without it that variable is untouched. BLAS and OpenMP
             get `num_cpus` threads, unless OMP_NUM_THREADS and the like are set.
         resources: the same for other resources, by name.
-        num_returns: how many refs `remote()` returns; the function then returns that many values.
+        num_returns: how many refs `remote()` returns; the function then returns, or yields, that many values.
+            "streaming", the default for generator functions (also async ones): an ObjectRefGenerator, which hands out a
+            ref for each item while the task goes on. "dynamic": one ref, to a sequence of refs of all items. A further
+            attempt of a task that streams makes its items anew; those that were made already are kept.
+        generator_backpressure: the task waits while so many items are made and not yet taken by `next`; its slot is
+            free then. Default: it never waits. Also under Ray's name `_generator_backpressure_num_objects`.
         max_retries: how often a task is run again when its worker crashes; -1 for as often as it takes. Default 3.
         retry_exceptions: True, or a list of exception types for which it is run again, too.
         retry_delay: seconds before it is run again. Default 0.
@@ -190,6 +218,7 @@ def remote(*args: Any, **options: Any) -> Any:
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    options = {_RAYS_NAMES.get(name, name): value for name, value in options.items()}
     for name, value in options.items():
         if name not in _OPTIONS:
             from jupyter_tasks.ray_options import what_instead
@@ -203,11 +232,15 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             continue
         if name == "max_retries" and value == -1 and not isinstance(value, float):
             continue  # as often as it takes
+        if name == "num_returns" and isinstance(value, str):
+            if value not in ("streaming", "dynamic"):
+                raise ValueError(f"num_returns must be a whole number, 'streaming' or 'dynamic', but is {value!r}.")
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != value:
             raise ValueError(f"{name} must be a number that is not negative, but is {value!r}.")
-        if name in ("num_returns", "max_retries") and not isinstance(value, int):
+        if name in ("num_returns", "max_retries", "generator_backpressure") and not isinstance(value, int):
             raise ValueError(f"{name} must be a whole number, but is {value!r}.")
-        if name in ("timeout", "memory") and value == 0:
+        if name in ("timeout", "memory", "generator_backpressure") and value == 0:
             raise ValueError(f"{name} must be more than 0; leave it out for no limit.")
     return dict(options)
 
@@ -232,7 +265,7 @@ def _wire_options(options: dict[str, Any], name: str) -> dict[str, Any]:
             wire[key] = options[key]
     if options.get("memory") is not None:
         wire["memory"] = int(options["memory"])
-    if options.get("num_returns") is not None:
+    if isinstance(options.get("num_returns"), int):
         wire["num_returns"] = options["num_returns"]
     return wire
 
@@ -258,6 +291,13 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     except (ValueError, TypeError):
         return None
     return signature
+
+
+def _makes_items(function: Callable[..., Any]) -> bool:
+    call = (
+        function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
+    )
+    return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
 
 
 def _sources(function: Callable[..., Any]) -> dict[str, str]:

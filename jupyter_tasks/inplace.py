@@ -34,9 +34,10 @@ from typing import Any
 
 from jupyter_tasks.client import Client, refuse_foreign
 from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
+from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import CLIENT_SHIFT, Kind, from_json, show_id, to_json
-from jupyter_tasks.worker import context, execution
+from jupyter_tasks.worker import context, execution, items
 
 __all__ = ["Here", "InPlaceClient", "Session", "run_coroutine", "values_for_refs"]
 
@@ -240,8 +241,14 @@ class InPlaceClient(Client):
         options: dict[str, Any] | None,
         num_returns: int = 1,
         id: int | None = None,
+        ref: ObjectRef | None = None,
+        made: list[_Outcome] | None = None,
     ) -> ObjectRef | list[ObjectRef]:
-        """The same with arguments that are packed already. Of functions only: cells have `run_cell`."""
+        """The same with arguments that are packed already. Of functions only: cells have `run_cell`.
+
+        Args:
+            made: gets the items of a generator task.
+        """
         __tracebackhide__ = True
         try:
             data, buffers = shared.unpack(payload.head, payload.fd, writable=False)
@@ -253,21 +260,60 @@ class InPlaceClient(Client):
             outcomes = self._broken(task, deps.values())
             if outcomes is None:
                 arguments = functools.partial(_arguments, data, buffers, deps)
-                outcomes = self._run(task, self._functions[fn], arguments)
+                outcomes = self._run(task, self._functions[fn], arguments, made)
         refs = self._refs(task, outcomes, num_returns)
         return refs[0] if num_returns <= 1 else refs
 
-    def _run(self, task: _Task, function: execution._Function, arguments: Callable[[], Any]) -> list[_Outcome]:
+    def submit_stream(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        *,
+        backpressure: bool = False,
+    ) -> ObjectRefGenerator:
+        """Runs a generator task to its end. Its items are there when it returns."""
+        __tracebackhide__ = True
+        made: list[_Outcome] = []
+        payload, options = self._packed(args, kwargs, named, options)
+        id = self.new_ids(1)
+        completed = self.submit_packed(Kind.TASK, fn, payload, label, options, id=id, made=made)
+        assert isinstance(completed, ObjectRef)
+        generator = ObjectRefGenerator(self, completed)
+        for place, outcome in enumerate(made):
+            ref = ObjectRef(self, next(self._ids), f"{label}[{place}]")
+            ref._task = id
+            self._settle(ref, outcome)
+            generator._refs.append((place, ref))
+        return generator
+
+    def _run(
+        self,
+        task: _Task,
+        function: execution._Function,
+        arguments: Callable[[], Any],
+        made: list[_Outcome] | None,
+    ) -> list[_Outcome]:
         """All attempts at a function task. Raises only what ends the cell or program that submits, too."""
         __tracebackhide__ = True
         most = function.options.get("max_retries", MAX_RETRIES)
-        num_returns = function.options.get("num_returns", 1)
+        num_returns = function.options.get("num_returns")
         while True:
             try:
                 args, kwargs = arguments()
                 value = function.call(*args, **kwargs)
                 if inspect.iscoroutine(value):
                     value = run_coroutine(value)
+                if made is not None:
+                    self._collect(items.checked(value, function.options), made)
+                    value = None
+                elif "generator" in function.options:
+                    value = items.dynamic(items.checked(value, function.options), self.put, run_coroutine)
+                elif num_returns is not None and items.is_generator(value):
+                    value = items.collect(value, num_returns, run_coroutine)
             except BaseException as error:
                 if _is_stop(error):
                     raise
@@ -278,12 +324,21 @@ class InPlaceClient(Client):
                     continue
                 return [_raised(task, error)]
             try:
-                values = [value] if num_returns == 1 else execution._several(value, num_returns)
-                outcomes = [self._stored(each, "result") for each in values]
+                outcomes = [self._stored(each, "result") for each in items.results(value, num_returns)]
             except Exception as error:
                 return [_raised(task, error)]
             task.state = "completed"
             return outcomes
+
+    def _collect(self, generator: Any, made: list[_Outcome]) -> None:
+        """One attempt at a generator: adds the items that those before it have not made."""
+        places = itertools.count()
+
+        def take(item: Any) -> None:
+            if (place := next(places)) >= len(made):
+                made.append(self._stored(item, f"item {place}"))
+
+        items.drive(generator, take, run_coroutine)
 
     def run_cell(
         self,
@@ -349,9 +404,9 @@ class InPlaceClient(Client):
 
     # -- values -----------------------------------------------------------------------------------------------
 
-    def put(self, value: Any) -> ObjectRef:
+    def put(self, value: Any, *, root: str = "value") -> ObjectRef:
         """Keeps a copy of a value; returns its ref."""
-        outcome = self._stored(value, "value")
+        outcome = self._stored(value, root)
         self._forget_dropped()
         ref = ObjectRef(self, next(self._ids), "put")
         self._settle(ref, outcome)
@@ -426,12 +481,13 @@ class InPlaceClient(Client):
         """Every ref that anybody holds is final."""
         return True
 
-    def when_final(self, ref: ObjectRef, callback: Callable[[ObjectRef], None]) -> None:
+    def when_final(self, ref: Any, callback: Callable[[Any], None]) -> bool:
         """Calls `callback(ref)` at once, in this thread."""
         try:
             callback(ref)
         except Exception:
             traceback.print_exc()
+        return True
 
     def cancel(
         self,

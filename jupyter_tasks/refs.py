@@ -75,7 +75,9 @@ class ObjectRef:
     or object it stays a ref. Made by `remote()` and `put()`, never by calling this class.
     """
 
-    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_waiters", "id", "label")
+    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_task", "_waiters", "id", "label")
+
+    _task: int
 
     def __init__(self, client: Client, id: int, label: str = "") -> None:
         self.id = id
@@ -98,8 +100,11 @@ class ObjectRef:
 
     @property
     def task_id(self) -> str:
-        """The id as `%tasks` shows it."""
-        return show_id(self.id)
+        """The id as `%tasks` shows it; for an item of a generator that of its task."""
+        try:
+            return show_id(self._task)  # set only for these
+        except AttributeError:
+            return show_id(self.id)
 
     def story(self) -> list[dict[str, Any]]:
         """What has happened to the task so far, oldest first; of a long story the middle is left out.

@@ -32,16 +32,17 @@ ALLOWED: dict[str, set[str]] = {
     "refs": {"client", "exceptions", "futures", "waiting", "wire"},  # client: as a type only; futures, waiting: lazily
     "waiting": {"client", "exceptions", "refs", "wire"},  # client, refs: as types only
     "futures": {"refs"},
-    "client": {"exceptions", "refs", "show", "wire"},
+    "streams": {"client", "refs", "wire"},  # client: as a type only
+    "client": {"exceptions", "refs", "show", "streams", "wire"},
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
-    "worker": {"client", "exceptions", "refs", "wire"} | SYSTEM,
-    "inplace": {"client", "refs", "wire", "worker.context", "worker.execution"},
+    "worker": {"client", "exceptions", "refs", "streams", "wire"} | SYSTEM,
+    "inplace": {"client", "refs", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
     "functions": {"client", "launch", "ray_options", "refs", "session", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
     "stopbutton": set(),
-    "api": {"exceptions", "functions", "refs", "session", "waiting", "wire"},
+    "api": {"exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
     "notebook": {"api", "client", "exceptions", "functions", "groups", "inplace", "refs", "session", "show"}
     | {"stopbutton", "wire"},
 }
@@ -86,8 +87,8 @@ def test_imports_point_down_only(path: Path) -> None:
 def test_public_names() -> None:
     """What we would defend for years. A new name here is a decision."""
     assert set(jupyter_tasks.__all__) == {
-        "ObjectRef", "RemoteFunction", "TaskGroup", "__version__", "as_completed", "cancel", "exceptions", "get",
-        "get_runtime_context", "init",
+        "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "TaskGroup", "__version__", "as_completed", "cancel",
+        "exceptions", "get", "get_runtime_context", "init",
         "is_initialized", "load_ipython_extension", "progress", "put", "remote", "shutdown", "tasks", "track",
         "unload_ipython_extension", "wait",
     }  # fmt: skip

@@ -43,6 +43,7 @@ from jupyter_tasks.engine.events import (
     Task,
     UnBlocked,
     WaitBegan,
+    Yielded,
 )
 from jupyter_tasks.supervisor import platform, reaper, zygote
 from jupyter_tasks.wire import page as layout
@@ -564,11 +565,14 @@ class LocalBackend(Backend):
         ends: list[End] = []
         length = len(data)
         while length - at >= HEADER_SIZE:
-            size, kind, flags, nfds, _, id = HEADER.unpack_from(data, at)
+            size, kind, flags, nfds, fn, id = HEADER.unpack_from(data, at)
             stop = at + HEADER_SIZE + size
             if stop > length:
                 break
-            if kind in _END_KINDS:
+            if kind == Kind.YIELD:  # a message of its own
+                self._host.post(Yielded(id, fn, data[at + HEADER_SIZE : stop], tuple(fds[:nfds])))
+                fds = fds[nfds:]
+            elif kind in _END_KINDS:
                 mine = tuple(fds[:nfds])
                 fds = fds[nfds:]
                 ends.append(End(id, kind, flags, data[at:stop], mine))

@@ -39,6 +39,7 @@ __all__ = [
     "Event",
     "Fetched",
     "Finished",
+    "GiveRoom",
     "Gone",
     "GroupClosed",
     "GroupMade",
@@ -47,6 +48,7 @@ __all__ = [
     "IdleAgain",
     "Instruction",
     "Interrupt",
+    "ItemContains",
     "Kill",
     "Lease",
     "Put",
@@ -54,9 +56,12 @@ __all__ = [
     "Recalled",
     "Released",
     "Retire",
+    "RoomAsked",
     "Run",
     "Started",
+    "Stream",
     "Submitted",
+    "Taken",
     "Task",
     "TaskSpec",
     "Terminate",
@@ -64,6 +69,7 @@ __all__ = [
     "TooMuchMemory",
     "UnBlocked",
     "WaitBegan",
+    "Yielded",
 ]
 
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
@@ -90,6 +96,8 @@ class TaskSpec:
     retry_backoff: float = 2.0  # ... and before each one after it so many times as long
     num_returns: int = 1
     watched: bool = False  # its owner wants every change of state
+    streams: bool = False  # a generator, whose items are objects of their own
+    backpressure: int = 0  # so many items may be made and not yet taken; 0: any number
 
     @property
     def priority(self) -> int:
@@ -152,6 +160,7 @@ class Task(Entry):
         "started_at",
         "state",
         "story",
+        "stream",
         "submitted_at",
         "used_memory",
         "waiting",
@@ -191,6 +200,19 @@ class Task(Entry):
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.used_memory = 0  # bytes, set when over its limit
+        self.stream: Stream | None = None  # of a generator that has begun to make items, while not final
+
+
+class Stream:
+    """How far a generator task has come with its items, over all its attempts. Changed by the scheduler alone."""
+
+    __slots__ = ("asked", "inside", "made", "taken")
+
+    def __init__(self) -> None:
+        self.made = 0  # items that are objects; a further attempt makes them once more, and they are dropped
+        self.taken = 0  # of these the owner has taken so many; ALL_TAKEN: nobody takes any more, none is kept
+        self.asked: RoomAsked | None = None  # its worker waits for room
+        self.inside: dict[int, list[int]] = {}  # place of an item on its way -> what its value has refs to, and holds
 
 
 class Lease:
@@ -274,6 +296,40 @@ class Finished(NamedTuple):
 
     lease: Lease
     ends: Sequence[End]
+
+
+class Yielded(NamedTuple):
+    """A generator task made an item; `place` counts from 0 in each attempt."""
+
+    id: int
+    place: int
+    value: bytes  # as in the body of a RESULT
+    fds: tuple[int, ...] = ()
+
+
+class ItemContains(NamedTuple):
+    """Inside an item that the worker is about to tell are refs to others: they live as long as it does."""
+
+    id: int
+    place: int
+    inside: Sequence[int]
+
+
+class Taken(NamedTuple):
+    """The client has taken so many items of its generator task; ALL_TAKEN: it takes no more."""
+
+    client: int
+    id: int
+    taken: int
+
+
+class RoomAsked(NamedTuple):
+    """The worker of a generator task, which has made so many items, waits until another may be made."""
+
+    client: int
+    serial: int
+    id: int
+    made: int
 
 
 class Recalled(NamedTuple):
@@ -410,6 +466,10 @@ Event: TypeAlias = (
     | WaitBegan
     | UnBlocked
     | Tick
+    | Yielded
+    | ItemContains
+    | Taken
+    | RoomAsked
 )
 
 
@@ -500,6 +560,14 @@ class Drop(NamedTuple):
     fds: Sequence[int]
 
 
+class GiveRoom(NamedTuple):
+    """Answer a RoomAsked: so many items were taken."""
+
+    client: int
+    serial: int
+    taken: int
+
+
 Instruction: TypeAlias = (
     Run
     | CloseLease
@@ -513,6 +581,8 @@ Instruction: TypeAlias = (
     | Announce
     | GroupTold
     | Drop
+    | Drop
+    | GiveRoom
 )
 
 

@@ -45,6 +45,7 @@ from jupyter_tasks.engine.events import (
     Event,
     Fetched,
     Finished,
+    GiveRoom,
     Gone,
     GroupClosed,
     GroupMade,
@@ -53,6 +54,7 @@ from jupyter_tasks.engine.events import (
     IdleAgain,
     Instruction,
     Interrupt,
+    ItemContains,
     Kill,
     Lease,
     Put,
@@ -60,19 +62,35 @@ from jupyter_tasks.engine.events import (
     Recalled,
     Released,
     Retire,
+    RoomAsked,
     Run,
     Started,
+    Stream,
     Submitted,
+    Taken,
     Task,
     Terminate,
     Tick,
     TooMuchMemory,
     UnBlocked,
     WaitBegan,
+    Yielded,
 )
 from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
-from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER_SIZE, Flag, Kind, frame, from_json, show_id, to_json
+from jupyter_tasks.wire.frames import (
+    ALL_TAKEN,
+    DURATION_SHIFT,
+    HEADER_SIZE,
+    ITEM_OF,
+    ITEMS,
+    Flag,
+    Kind,
+    frame,
+    from_json,
+    show_id,
+    to_json,
+)
 
 __all__ = ["GPU_IDLE", "HISTORY", "LEND_AFTER", "Scheduler"]
 
@@ -134,6 +152,7 @@ class Scheduler:
         self._freed = False  # a lease has given its resources back during this event
         self._overdrawn = False  # some of `available` may be below 0; see _unblocked
         self._ids = 0
+        self._last_item = ITEMS  # id of the last item of a generator
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Submitted: self._submitted,
@@ -156,6 +175,10 @@ class Scheduler:
             WaitBegan: self._wait_began,
             UnBlocked: self._unblocked,
             Tick: self._tick,
+            Yielded: self._yielded,
+            ItemContains: self._item_contains,
+            Taken: self._taken,
+            RoomAsked: self._room_asked,
         }
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -208,6 +231,11 @@ class Scheduler:
         for task in self.live.values():
             assert task.state not in FINAL, f"{show_id(task.id)} is final and live"
             assert task.kind == 0, f"{show_id(task.id)} has an outcome and is live"
+            stream = task.stream
+            if stream is not None:
+                assert task.spec.streams, f"{show_id(task.id)} is no generator, and has made items"
+                assert stream.asked is None or not self._has_room(task, stream, stream.asked.made), "room is not told"
+                assert stream.taken == ALL_TAKEN or stream.taken <= stream.made, "taken before it was made"
         for group in self.groups.values():
             assert group.kind == 0, f"group {group.name} has its outcome and is live"
             assert not group.is_over, f"group {group.name} is over and not final"
@@ -798,6 +826,9 @@ class Scheduler:
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
             self._unpin(task, now)
+        if task.stream is not None:
+            self._end_stream(task.stream, now)
+            task.stream = None
         if task.call_fds:
             self._out.append(Drop(task.call_fds))
             task.call_fds = ()
@@ -902,6 +933,91 @@ class Scheduler:
         self._enqueue(task, front=True)
         if task.spec.watched:
             self._out.append(Announce(task))
+
+    # -- items of generators ----------------------------------------------------------------------------------
+
+    def _stream_of(self, id: int) -> tuple[Task, Stream] | None:
+        """A generator task that is not final, and how far it is."""
+        task = self.live.get(id)
+        if task is None or not task.spec.streams:
+            return None
+        if task.stream is None:
+            task.stream = Stream()
+            if task.owner > 1 and task.owner not in self._owned:
+                task.stream.taken = ALL_TAKEN  # its owner has gone
+        return task, task.stream
+
+    def _yielded(self, event: Yielded, now: float) -> None:
+        found = self._stream_of(event.id)
+        inside = found[1].inside.pop(event.place, None) if found is not None else None
+        if found is None or event.place < found[1].made or found[1].taken == ALL_TAKEN:
+            # Nobody wants it, or it was made by an attempt before this one.
+            if event.fds:
+                self._out.append(Drop(event.fds))
+            self._let_go(inside or (), now)
+            return
+        task, stream = found
+        stream.made = event.place + 1
+        self._last_item += 1
+        entry = Entry(self._last_item, task.owner)
+        entry.kind = Kind.RESULT
+        entry.frame = frame(Kind.RESULT, entry.id, event.value, fds=len(event.fds))
+        entry.fds = event.fds
+        self._put(Put(entry), now)
+        if inside:
+            self._inside[entry.id] = inside
+        where = ITEM_OF.pack(task.id, event.place)
+        if event.fds:
+            notice = frame(Kind.ITEM, entry.id, where, flags=Flag.BIG)
+        else:
+            notice = frame(Kind.ITEM, entry.id, where + event.value)
+        self._out.append(Deliver(task.owner, [notice]))
+
+    def _item_contains(self, event: ItemContains, now: float) -> None:
+        found = self._stream_of(event.id)
+        if found is None:
+            return
+        inside = [id for id in event.inside if id in self.objects]
+        for id in inside:
+            self.objects[id].holders += 1
+        self._let_go(found[1].inside.pop(event.place, ()), now)  # of an attempt that died before it told the item
+        found[1].inside[event.place] = inside
+
+    def _let_go(self, ids: Iterable[int], now: float) -> None:
+        for id in ids:
+            entry = self.objects.get(id)
+            if entry is not None:
+                self._drop_holder(entry, now)
+
+    def _taken(self, event: Taken, now: float) -> None:
+        found = self._stream_of(event.id)
+        if found is not None and found[0].owner == event.client:
+            self._take_items(*found, event.taken)
+
+    def _take_items(self, task: Task, stream: Stream, count: int) -> None:
+        stream.taken = max(stream.taken, count)
+        asked = stream.asked
+        if asked is not None and self._has_room(task, stream, asked.made):
+            stream.asked = None
+            self._out.append(GiveRoom(asked.client, asked.serial, stream.taken))
+
+    def _room_asked(self, event: RoomAsked, now: float) -> None:
+        found = self._stream_of(event.id)
+        if found is None:  # it was ended from here, and will hear of it
+            self._out.append(GiveRoom(event.client, event.serial, ALL_TAKEN))
+        else:
+            found[1].asked = event
+            self._take_items(*found, 0)
+
+    @staticmethod
+    def _has_room(task: Task, stream: Stream, made: int) -> bool:
+        return not task.spec.backpressure or made - stream.taken < task.spec.backpressure
+
+    def _end_stream(self, stream: Stream, now: float) -> None:
+        for inside in stream.inside.values():
+            self._let_go(inside, now)
+        if stream.asked is not None:
+            self._out.append(GiveRoom(stream.asked.client, stream.asked.serial, ALL_TAKEN))
 
     # -- leases -----------------------------------------------------------------------------------------------
 
@@ -1366,6 +1482,9 @@ class Scheduler:
             entry = self.objects.get(id)
             if entry is not None:
                 self._drop_holder(entry, now)
+        for task in self.live.values():
+            if task.stream is not None and task.owner == event.client:
+                self._take_items(task, task.stream, ALL_TAKEN)
         for entry in self.objects.values():
             if entry.readers:
                 entry.readers = [reader for reader in entry.readers if reader.client != event.client]

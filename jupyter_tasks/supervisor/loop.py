@@ -36,19 +36,23 @@ from jupyter_tasks.engine.events import (
     Entry,
     Event,
     Fetched,
+    GiveRoom,
     GroupClosed,
     GroupMade,
     GroupTold,
     Held,
     Instruction,
     Interrupt,
+    ItemContains,
     Kill,
     Put,
     Recall,
     Released,
     Retire,
+    RoomAsked,
     Run,
     Submitted,
+    Taken,
     Task,
     TaskSpec,
     Terminate,
@@ -153,6 +157,7 @@ class Supervisor:
             Announce: self._announce,
             GroupTold: self._group_told,
             Drop: lambda i: _close_all(i.fds),
+            GiveRoom: self._give_room,
         }
         self._ask: dict[str, Callable[[dict[str, Any]], Any]] = {
             "tasks": self._tasks_op,
@@ -164,10 +169,12 @@ class Supervisor:
             "debug": self._debug_op,
             "story": self._story_op,
             "groups": self._groups_op,
+            "item_contains": self._item_contains_op,
         }
         self._ask_later: dict[str, Callable[[_Client, int, dict[str, Any]], None]] = {
             "input": self._pass_on,
             "stack": self._stack,
+            "room": self._room_asked,
         }
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
@@ -499,6 +506,8 @@ class Supervisor:
             self._events.append(Contains(id, ids) if id else Held(client.id, ids))
         elif kind == Kind.FETCH:
             self._events.append(Fetched(client.id, id, fn))
+        elif kind == Kind.TAKEN:
+            self._events.append(Taken(client.id, id, fn))
         elif kind == Kind.FUNCTION:
             length = int.from_bytes(body[:4], "little")
             self._functions[fn] = (whole, fds, _spec(from_json(body[4 : 4 + length]), _FUNCTION))
@@ -622,6 +631,11 @@ class Supervisor:
                 size, kind, flags, nfds, _, id = HEADER.unpack_from(outcome)
                 outcome = HEADER.pack(size, kind, flags, nfds, instruction.serial, id) + outcome[HEADER_SIZE:]
             self._send(client, outcome, instruction.fds)
+
+    def _give_room(self, instruction: GiveRoom) -> None:
+        client = self._clients.get(instruction.client)
+        if client is not None:
+            self._send(client, frame(Kind.REPLY, instruction.serial, to_json(instruction.taken)))
 
     def _announce(self, instruction: Announce) -> None:
         task = instruction.task
@@ -866,6 +880,16 @@ class Supervisor:
         self._backend.warm_up(int(question.get("count", 0)), list(question.get("preload", ())))
         return True
 
+    def _item_contains_op(self, question: dict[str, Any]) -> Any:
+        """Asked before the worker tells the item: on another socket, which would not wait for this word."""
+        self._events.append(ItemContains(question["task"], question["place"], question["inside"]))
+        self._pump()
+        return True
+
+    def _room_asked(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """Answered by GiveRoom."""
+        self._events.append(RoomAsked(client.id, request, question["task"], question["made"]))
+
     def _stack(self, client: _Client, request: int, question: dict[str, Any]) -> None:
         """What a running task is doing: its worker writes it, we read it when no more comes."""
         task = self._scheduler.live.get(question["id"])
@@ -953,6 +977,8 @@ def _spec(options: dict[str, Any], base: TaskSpec) -> TaskSpec:
         )
         if key in options
     }
+    if options.get("generator") == "streaming":
+        changes |= {"streams": True, "backpressure": options.get("backpressure", 0)}
     if "announce" in options:
         changes["watched"] = bool(options["announce"])
     if {"cpus", "gpus", "resources"} & options.keys():

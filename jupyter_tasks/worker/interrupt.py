@@ -42,13 +42,15 @@ class Guard:
 
     def __init__(self, page: Page, own_code: set[CodeType]) -> None:
         self._words = page.words
-        self._own_code = own_code  # the worker's loop, in which nothing is ever raised
+        # The worker's loop, and the edges of what is held back: nothing is ever raised there.
+        self._own_code = own_code | {Guard.hold.__code__, Guard.go_on.__code__}
         self._asked: set[int] = set()
         self._moved: set[int] = set()  # of those read but not begun: others run them
         self._seen = 0  # ring entries read so far
         self._delay = AGAIN_FIRST
         self.current = 0  # id of the task in this worker, 0 for none
         self.in_user_code = False
+        self._late = False  # an interrupt came while it was held back
         self.tainted = False  # an interrupt landed inside an import
         self._handler = self._handle_signal  # one object each: a bound method is a new one at every look
         self._hook = self._unraisable
@@ -87,12 +89,23 @@ class Guard:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Around work of ours in the midst of the user's, which must not be cut in two: an interrupt comes after it."""
-        self.in_user_code = False
+        self.hold()
         try:
             yield
         finally:
-            self.in_user_code = True
-        self.check()
+            late = self.go_on()
+        if late:
+            raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        """The same in two calls, for who must know what comes between them and an interrupt."""
+        self._late = False
+        self.in_user_code = False
+
+    def go_on(self) -> bool:
+        """True if an interrupt came meanwhile."""
+        self.in_user_code = True
+        return self._late
 
     def is_canceled(self) -> bool:
         """The running task was asked to stop. Any thread; about 0.1 us."""
@@ -117,6 +130,7 @@ class Guard:
             self._learn()
         self._words[layout.HANDLED] = self._seen  # until then the supervisor sends it again
         if not self.in_user_code or self.current not in self._asked or frame is None:
+            self._late = self.current in self._asked
             return  # for a task that has ended, or one that has not begun and will be skipped
         if frame.f_code in self._own_code or self._would_vanish(frame):
             self._come_back()
