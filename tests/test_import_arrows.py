@@ -33,7 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "waiting": {"client", "exceptions", "refs", "wire"},  # client, refs: as types only
     "futures": {"refs"},
     "streams": {"client", "refs", "wire"},  # client: as a type only
-    "client": {"exceptions", "refs", "show", "streams", "wire"},
+    "client": {"exceptions", "refs", "show", "streams", "threads", "wire"},  # threads: lazily
+    "threads": {"client", "exceptions", "refs", "streams", "wire", "worker"},
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "streams", "wire"} | SYSTEM,
     "inplace": {"client", "refs", "streams", "wire", "worker"},
