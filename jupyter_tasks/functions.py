@@ -252,6 +252,8 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{why} Options are: {', '.join(sorted(_OPTIONS))}.")
         if name == "retry_exceptions":
             _check_retry_exceptions(value)
+        if name == "resources":
+            _check_resources(value)
         if value is None or name in ("executor", "name", "resources", "retry_exceptions"):
             continue
         if name == "interruptible":
@@ -292,6 +294,19 @@ def _retry_types(options: dict[str, Any]) -> Any:
     """For which errors a task is run again: True, False or a tuple of types."""
     retry = options.get("retry_exceptions", False)
     return retry if isinstance(retry, bool) else tuple(retry or ())
+
+
+def _check_resources(wanted: Any) -> None:
+    """A negative amount would give, not take."""
+    if wanted is None:
+        return
+    if not isinstance(wanted, dict) or not all(isinstance(name, str) for name in wanted):
+        raise TypeError(f"resources must be a dict of names and amounts, but is {wanted!r}.")
+    for name, amount in wanted.items():
+        if name in ("CPU", "GPU") or name.startswith("thread:"):
+            raise ValueError(f"resources must not hold {name!r}; use num_{name.lower()}s.")
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
+            raise ValueError(f"resources[{name!r}] must be a number that is not negative, but is {amount!r}.")
 
 
 def _check_retry_exceptions(wanted: Any) -> None:
