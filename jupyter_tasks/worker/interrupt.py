@@ -175,8 +175,8 @@ class Guard:
 
 def _is_event_loop(code: CodeType) -> bool:
     """The loop's own bookkeeping. An exception there loses what it has just taken from its queue: the coroutine whose
-    turn it was never goes on, and its end is awaited for ever (one cancel in 200 of a busy loop). It sleeps in `select`,
-    where an exception does no harm."""
+    turn it was never goes on, and its end is awaited for ever (one cancel in 200 of a busy loop). The loop sleeps in
+    `select`, where an exception does no harm."""
     file = code.co_filename
     return file.startswith(_ASYNCIO) or (file == _SELECTORS and code.co_name != "select")
 
