@@ -21,6 +21,8 @@ _WHERE = {
     "ObjectRef": "jupyter_tasks.refs",
     "ObjectRefGenerator": "jupyter_tasks.streams",
     "RemoteFunction": "jupyter_tasks.functions",
+    "TaskGroup": "jupyter_tasks.groups",
+    "as_completed": "jupyter_tasks.api",
     "cancel": "jupyter_tasks.api",
     "exceptions": "jupyter_tasks.exceptions",
     "get": "jupyter_tasks.api",
@@ -45,6 +47,7 @@ __all__ = [  # noqa: PLE0604  # the keys of _WHERE are strings
 
 if TYPE_CHECKING:
     from jupyter_tasks import exceptions as exceptions
+    from jupyter_tasks.api import as_completed as as_completed
     from jupyter_tasks.api import cancel as cancel
     from jupyter_tasks.api import get as get
     from jupyter_tasks.api import get_runtime_context as get_runtime_context
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from jupyter_tasks.api import wait as wait
     from jupyter_tasks.functions import RemoteFunction as RemoteFunction
     from jupyter_tasks.functions import remote as remote
+    from jupyter_tasks.groups import TaskGroup as TaskGroup
     from jupyter_tasks.refs import ObjectRef as ObjectRef
     from jupyter_tasks.session import init as init
     from jupyter_tasks.session import is_initialized as is_initialized

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote
+from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
 from jupyter_tasks.show import show_bytes
 from jupyter_tasks.streams import GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
@@ -48,13 +48,14 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
 
-__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome"]
+__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome", "refuse_foreign"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
-STALE_LEADER = 2.0  # seconds without reading after which a leader's lock counts as left behind by an interrupt
+MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
+STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
 Listener = Callable[[int, int, int, bytes], None]
@@ -169,6 +170,7 @@ class Client:
         self._pending: dict[int, ObjectRef] = {}
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
+        self._waiters_lock = threading.Lock()
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
         self._streams: dict[int, GeneratorNote] = {}  # one for each generator whose task is not over, by its id
@@ -178,6 +180,7 @@ class Client:
         self._inbox = _Inbox(0)
         self._read_lock = threading.RLock()
         self._reading_since = 0.0
+        self._unread = (0.0, 0.0)  # reader thread: a leader's `_reading_since`, and since when bytes lie there for it
         self._send_lock = threading.Lock()
         self._sending: tuple[memoryview, list[int], list[int]] | None = None
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -218,7 +221,8 @@ class Client:
         Raises:
             UnserializableError: an argument cannot be sent.
         """
-        options = self._with_parent(options)
+        if self.parent is not None or current_group.get() is not None:
+            options = self.belonging(options)
         plain = options is None and not kwargs and num_returns == 1
         if plain:
             for arg in args:
@@ -248,7 +252,7 @@ class Client:
         backpressure: bool = False,
     ) -> ObjectRefGenerator:
         """The same for a generator function."""
-        payload, options = self._packed(args, kwargs, named, self._with_parent(options))
+        payload, options = self._packed(args, kwargs, named, self.belonging(options))
         completed = ObjectRef(self, self.new_ids(1), label)
         generator = ObjectRefGenerator(self, completed, backpressure=backpressure)
         note = GeneratorNote(generator, self.dropped)
@@ -259,9 +263,12 @@ class Client:
         self.submit_packed(Kind.TASK, fn, payload, label, options or {}, ref=completed)
         return generator
 
-    def _with_parent(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+    def belonging(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        """A task's options, and to which task and group it belongs: by where this is called."""
         if self.parent is not None and (parent := self.parent()):
-            return {**(options or {}), "parent": parent}
+            options = {**(options or {}), "parent": parent}
+        if (group := current_group.get()) is not None:
+            options = {**(options or {}), "group": group.id_for(self)}
         return options
 
     def _packed(
@@ -284,7 +291,7 @@ class Client:
             if deps:
                 options["deps"] = deps
             if pins:
-                options["pins"] = pins
+                options["pins"] = [*options.get("pins", ()), *pins]
         return payload, options
 
     def submit_packed(
@@ -343,7 +350,7 @@ class Client:
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
         if type(arg) is not ObjectRef:
             return arg
-        _refuse_foreign(self, arg)
+        refuse_foreign(self, arg)
         deps.append(arg.id)
         return Dependency(arg.id)
 
@@ -364,6 +371,19 @@ class Client:
     def contains(self, id: int, inside: Iterable[int]) -> None:
         """What these refs stand for must live as long as the object `id`, whose value has them in it."""
         self._send(frame(Kind.HOLD, id, array.array("Q", inside).tobytes()))
+
+    def make_group(self, options: dict[str, Any]) -> ObjectRef:
+        """A group of tasks; its ref becomes final with it, and its value is never looked at."""
+        if self.parent is not None:
+            options = {**options, "task": self.parent()}
+        ref = ObjectRef(self, next(self._ids), options["name"])
+        self._pending[ref.id] = ref
+        self._send(frame(Kind.GROUP, ref.id, to_json(options)))
+        return ref
+
+    def close_group(self, ref: ObjectRef) -> None:
+        """Its block was left: it becomes final when its members are."""
+        self._send(frame(Kind.GROUP, ref.id))
 
     def cancel(
         self,
@@ -476,9 +496,7 @@ class Client:
         mine = [ref for ref in goal.refs if not ref._kind]
         try:
             for ref in mine:
-                if ref._waiters is None:
-                    ref._waiters = []
-                ref._waiters.append(lock)
+                self.add_waiter(ref, lock)
             while not goal.is_reached() and not self.closed:  # after registering: what came in between is seen here
                 # Look now and then all the same: the leader may have left with nobody to follow.
                 rest = READER_NAP if end is None else min(READER_NAP, end - time.monotonic())
@@ -492,6 +510,17 @@ class Client:
                 if waiters is not None and lock in waiters:
                     waiters.remove(lock)
 
+    def add_waiter(self, ref: Any, waiter: Any) -> None:
+        """Has `waiter.release()` called once the ref is final, perhaps more than once, by whoever reads the socket.
+
+        Who adds looks afterwards whether it is final already. Any thread.
+        """
+        if ref._waiters is None:
+            with self._waiters_lock:  # two threads at once must not make two lists
+                if ref._waiters is None:
+                    ref._waiters = []
+        ref._waiters.append(waiter)
+
     def _rearm(self) -> None:
         self._reading_since = 0.0
         if self._epoll is not None and not self.closed:
@@ -501,7 +530,7 @@ class Client:
     def _readable(self, timeout: float) -> bool:
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLIN)
-        return bool(poll.poll(max(0, timeout) * 1000))
+        return bool(poll.poll(min(max(0, timeout), MOST_POLL) * 1000))  # whoever waits looks at the clock again
 
     def _read(self) -> None:
         """One receive and what it brought. Only by the holder of the lock."""
@@ -796,9 +825,24 @@ class Client:
                 self._parse()
             self._rearm()
             self._read_lock.release()
-        elif 0 < self._reading_since < time.monotonic() - STALE_LEADER and self._readable(0):
+        elif self._leader_is_gone():
             self._read_lock = threading.RLock()
             self._rearm()
+
+    def _leader_is_gone(self) -> bool:
+        """Bytes lie unread for STALE_LEADER seconds, though somebody has the lock.
+
+        One look is not enough: a leader that has waited for long is only just being woken by what we see. Whoever took
+        these bytes from under it would leave it waiting for ever.
+        """
+        since = self._reading_since
+        if not since or not self._readable(0):
+            self._unread = (0.0, 0.0)
+            return False
+        now = time.monotonic()
+        if self._unread[0] != since:
+            self._unread = (since, now)
+        return now - self._unread[1] > STALE_LEADER
 
     def _need_events(self) -> None:
         if self._event_thread is None and not self._closing:
@@ -967,8 +1011,11 @@ class Client:
         self._sock.close()
 
 
-def connect(path: str, key: str) -> Client:
+def connect(path: str, key: str, worker: int = 0) -> Client:
     """Connects to a supervisor that runs.
+
+    Args:
+        worker: the number of the worker that this process is.
 
     Raises:
         JupyterTasksError: it refuses us, in its own words.
@@ -978,7 +1025,7 @@ def connect(path: str, key: str) -> Client:
     sock.settimeout(START_LIMIT)
     try:
         sock.connect(path)
-        sock.sendall(frame(Kind.HELLO, 0, to_json({"protocol": PROTOCOL, "key": key})))
+        sock.sendall(frame(Kind.HELLO, 0, to_json({"protocol": PROTOCOL, "key": key, "worker": worker})))
         welcome = read_welcome(sock)
     except BaseException:
         sock.close()
@@ -1007,7 +1054,7 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
 
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
-            _refuse_foreign(client, value)
+            refuse_foreign(client, value)
             pins.append(value.id)
         return NotImplemented
 
@@ -1019,7 +1066,7 @@ def _end_of(ref: Any) -> Any:
     return ref.completed() if isinstance(ref, ObjectRefGenerator) else ref
 
 
-def _refuse_foreign(client: Client, ref: ObjectRef) -> None:
+def refuse_foreign(client: Client, ref: ObjectRef) -> None:
     """Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value."""
     if ref._client is not client:
         raise exceptions.ObjectLostError(

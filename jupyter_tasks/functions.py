@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from jupyter_tasks import launch, session
+from jupyter_tasks.refs import ObjectRef
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
@@ -29,6 +30,8 @@ _OPTIONS = frozenset(
         "num_returns",
         "generator_backpressure",
         "max_retries",
+        "retry_backoff",
+        "retry_delay",
         "retry_exceptions",
         "timeout",
         "grace",
@@ -68,6 +71,7 @@ class RemoteFunction(Generic[T]):
         self._signature = _signature(function)
         self._lock = threading.Lock()
         self._known: tuple[Client, int] | None = None  # for this client, the code has this id
+        self._captured: dict[int, ObjectRef] = {}  # refs that the code reads, as they were when it was sent
         self._extra: dict[str, Any] | None = None  # options each task carries, None for none
         if any(self._options.get(key) is not None for key in ("timeout", "memory")):
             self._extra = {"announce": True}
@@ -102,7 +106,10 @@ class RemoteFunction(Generic[T]):
                 known[1], args, kwargs, self._name, self._extra, self._named, backpressure=bool(self._backpressure)
             )
         num_returns = self._num_returns
-        ref = client.submit(known[1], args, kwargs, self._name, self._extra, max(1, num_returns), self._named)
+        extra = self._extra
+        if self._captured:
+            extra = {**(extra or {}), "pins": list(self._captured)}
+        ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -125,9 +132,18 @@ class RemoteFunction(Generic[T]):
             retry = self._options.get("retry_exceptions", False)
             if retry:
                 extras["retry_exceptions"] = True if retry is True else tuple(retry)
+            from jupyter_tasks.client import refuse_foreign
             from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
 
-            data, buffers = serialize.dumps((self._function, extras), root=self._name)
+            captured: dict[int, ObjectRef] = {}
+
+            def note(value: object) -> Any:
+                if type(value) is ObjectRef:
+                    refuse_foreign(client, value)
+                    captured[value.id] = value
+                return NotImplemented
+
+            data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
             options = _wire_options(self._options, self._name)
             if self._generator is not None:
                 options["generator"] = self._generator
@@ -139,6 +155,8 @@ class RemoteFunction(Generic[T]):
                 fn = client.new_function(shared.pack(data, buffers), options)
             else:  # it could be sent, and is not: a debugger wants the function itself
                 fn = held.client.learn(self._function, options, extras)
+            # As long as this object can make tasks; and each task pins them, since a worker may learn the code late.
+            self._captured = captured
             self._known = (client, fn)
             return self._known
 
@@ -178,8 +196,10 @@ def remote(*args: Any, **options: Any) -> Any:
             attempt of a task that streams makes its items anew; those that were made already are kept.
         generator_backpressure: the task waits while so many items are made and not yet taken by `next`; its slot is
             free then. Default: it never waits. Also under Ray's name `_generator_backpressure_num_objects`.
-        max_retries: how often a task is run again when its worker crashes. Default 3.
+        max_retries: how often a task is run again when its worker crashes; -1 for as often as it takes. Default 3.
         retry_exceptions: True, or a list of exception types for which it is run again, too.
+        retry_delay: seconds before it is run again. Default 0.
+        retry_backoff: how many times longer each further delay is, up to 5 minutes. Default 2.
         timeout: seconds a run may take; then it is interrupted, and after `grace` seconds ended.
         grace: seconds between the interrupt and the end of the process. Default: 5 for a timeout, and for a
             cancel: never.
@@ -201,9 +221,17 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     options = {_RAYS_NAMES.get(name, name): value for name, value in options.items()}
     for name, value in options.items():
         if name not in _OPTIONS:
-            raise TypeError(f"Unknown option {name!r}. Options are: {', '.join(sorted(_OPTIONS))}.")
+            from jupyter_tasks.ray_options import what_instead
+
+            instead = what_instead(name)
+            why = f"jupyter_tasks has no option {name!r}. {instead}" if instead else f"Unknown option {name!r}."
+            raise TypeError(f"{why} Options are: {', '.join(sorted(_OPTIONS))}.")
+        if name == "retry_exceptions":
+            _check_retry_exceptions(value)
         if value is None or name in ("name", "resources", "retry_exceptions"):
             continue
+        if name == "max_retries" and value == -1 and not isinstance(value, float):
+            continue  # as often as it takes
         if name == "num_returns" and isinstance(value, str):
             if value not in ("streaming", "dynamic"):
                 raise ValueError(f"num_returns must be a whole number, 'streaming' or 'dynamic', but is {value!r}.")
@@ -217,13 +245,22 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def _check_retry_exceptions(wanted: Any) -> None:
+    """A worker can do nothing with anything else, and would notice late."""
+    if wanted is None or isinstance(wanted, bool):
+        return
+    types = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    if types is not wanted or not all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
+        raise TypeError(f"retry_exceptions must be True, False or a list of exception types, but is {wanted!r}.")
+
+
 def _wire_options(options: dict[str, Any], name: str) -> dict[str, Any]:
     """The options as the supervisor wants them."""
     wire: dict[str, Any] = {"name": name}
     for ours, theirs in (("num_cpus", "cpus"), ("num_gpus", "gpus"), ("resources", "resources")):
         if options.get(ours) is not None:
             wire[theirs] = options[ours]
-    for key in ("timeout", "grace", "max_retries"):
+    for key in ("timeout", "grace", "max_retries", "retry_delay", "retry_backoff"):
         if options.get(key) is not None:
             wire[key] = options[key]
     if options.get("memory") is not None:

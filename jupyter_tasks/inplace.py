@@ -32,12 +32,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from jupyter_tasks.client import Client, _refuse_foreign
+from jupyter_tasks.client import Client, refuse_foreign
 from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import CLIENT_SHIFT, Kind, from_json, show_id, to_json
-from jupyter_tasks.worker import execution, items
+from jupyter_tasks.worker import context, execution, items
 
 __all__ = ["Here", "InPlaceClient", "Session", "run_coroutine", "values_for_refs"]
 
@@ -57,7 +57,7 @@ class Session:
     def __init__(self, total: dict[str, float], arguments: dict[str, Any]) -> None:
         self.client = InPlaceClient(total)
         self.arguments = arguments  # what `init` was given, to tell a repeated call from a different one
-        self.here = Here()
+        self.here = Here(self.client)
 
     def end(self) -> None:
         """No task comes any more. Values stay with their refs."""
@@ -72,6 +72,9 @@ class Here:
 
     config: Mapping[str, Any] = {"gpus": []}  # no devices are given out
 
+    def __init__(self, client: InPlaceClient) -> None:
+        self._client = client
+
     @property
     def task_id(self) -> int:
         """The running task; 0 outside of one, and in threads that the task has started."""
@@ -81,6 +84,15 @@ class Here:
     def replaced(self) -> frozenset[int]:
         """In a cell: ids of values that took the place of refs."""
         return _replaced.get()
+
+    def task_facts(self) -> context.TaskFacts | None:
+        """What the running task may know of itself."""
+        task = self._client._live.get(_running.get())
+        if task is None:
+            return None
+        function = self._client._functions[task.fn] if task.fn else None
+        options = function.options if function is not None else {}
+        return context.task_facts(options, function.call if function is not None else None, task.attempt, task.name)
 
     @property
     def guard(self) -> Here:
@@ -111,8 +123,9 @@ class _Outcome:
 class _Task:
     """What `jt.tasks()` tells of one. Entered while it runs; who enters sets the state of its end."""
 
-    def __init__(self, client: InPlaceClient, id: int, name: str, kind: str) -> None:
+    def __init__(self, client: InPlaceClient, id: int, name: str, kind: str, fn: int = 0) -> None:
         self.id = id
+        self.fn = fn  # 0 for a cell
         self.name = name
         self.kind = kind
         self.state = "running"
@@ -172,6 +185,7 @@ class InPlaceClient(Client):
         # Not Client's own: that is about a socket and a thread.
         self.client_id = 1
         self.settings = {"local_mode": True, "client_id": 1, "pid": os.getpid(), "total": total, "rungs": []}
+        self.settings["mark"] = os.urandom(8).hex()
         self.namespace = None
         self.listener = None
         self.on_lost = None
@@ -241,7 +255,7 @@ class InPlaceClient(Client):
         finally:
             payload.close()
         deps = {ref.id: ref for ref in map(self.hold, (options or {}).get("deps", ()))}
-        task = _Task(self, self.new_ids(num_returns) if id is None else id, label, "function")
+        task = _Task(self, self.new_ids(num_returns) if id is None else id, label, "function", fn)
         with task:
             outcomes = self._broken(task, deps.values())
             if outcomes is None:
@@ -305,7 +319,7 @@ class InPlaceClient(Client):
                     raise
                 if isinstance(error, SystemExit):
                     return [_exited(task, error)]
-                if execution._wants_retry(function.retry_exceptions, error) and task.attempt < most:
+                if execution._wants_retry(function.retry_exceptions, error) and (most < 0 or task.attempt < most):
                     task.attempt += 1
                     continue
                 return [_raised(task, error)]
@@ -405,7 +419,7 @@ class InPlaceClient(Client):
 
         def note(each: object) -> Any:
             if type(each) is ObjectRef:
-                _refuse_foreign(self, each)
+                refuse_foreign(self, each)
                 found.append(each)
             return NotImplemented
 

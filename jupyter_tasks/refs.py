@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks.wire.frames import show_id
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
     from jupyter_tasks.client import Client
 
-__all__ = ["THREAD_PREFIX", "Dependency", "ObjectRef", "RefNote", "set_client_source"]
+__all__ = ["THREAD_PREFIX", "Dependency", "ObjectRef", "RefNote", "current_group", "set_client_source"]
 
 THREAD_PREFIX = "jupyter-tasks-"  # names of a client's threads: they belong to the process, not to a task
+
+# The group whose block this code is in: what is submitted here belongs to it.
+current_group: ContextVar[Any] = ContextVar("jupyter_tasks_group", default=None)
 
 _client_source: Callable[[], Client] | None = None
 
@@ -102,6 +106,19 @@ class ObjectRef:
         except AttributeError:
             return show_id(self.id)
 
+    def story(self) -> list[dict[str, Any]]:
+        """What has happened to the task so far, oldest first; of a long story the middle is left out.
+
+        Returns:
+            Dicts with "at" (seconds since the epoch), "step" ("submitted", "started", "retried", "asked", "terminate",
+            "kill", "returned", "stopped", ...), "state" (what it led to), and of cancels "source" and "reason".
+            Empty for `put`, and for a task that is long over. The start stands there for cells and for tasks with
+            `timeout` or `memory`; others tell only their end.
+        """
+        if self._client.closed:
+            return []
+        return self._client.request("story", id=self.id) or []
+
     def future(self) -> Future[Any]:
         """A concurrent.futures.Future of this ref, whose `cancel()` cancels the task.
 
@@ -115,22 +132,15 @@ class ObjectRef:
         return self._wait_in_loop().__await__()
 
     async def _wait_in_loop(self) -> Any:
+        await self._until_final()
+        return self._client.value(self)
+
+    async def _until_final(self) -> None:
         """Waits without blocking the event loop. Cancelling the awaiting code leaves the task alone."""
         if not self.is_final:
-            import asyncio
+            from jupyter_tasks.waiting import until_final
 
-            loop = asyncio.get_running_loop()
-            arrived = asyncio.Event()
-
-            def tell(_: ObjectRef) -> None:
-                try:
-                    loop.call_soon_threadsafe(arrived.set)
-                except RuntimeError:
-                    pass  # the loop was closed: nobody waits any more
-
-            self._client.when_final(self, tell)
-            await arrived.wait()
-        return self._client.value(self)
+            await until_final(self._client, self)
 
     def __hash__(self) -> int:
         return hash(self.id)

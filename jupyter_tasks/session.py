@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jupyter_tasks import inplace
     from jupyter_tasks.client import Client
 
-__all__ = ["current", "current_client", "here", "init", "is_initialized", "on_start", "shutdown"]
+__all__ = ["current", "current_client", "here", "init", "is_initialized", "on_start", "session_id", "shutdown"]
 
 _session: launch.Session | inplace.Session | None = None
 _lock = threading.RLock()
@@ -186,3 +186,13 @@ def here() -> Any:
     if worker is None and _session is not None and not isinstance(_session, launch.Session):
         return _session.here
     return worker
+
+
+def session_id() -> str | None:
+    """What tells this session from others, here and in its workers; None before it has begun."""
+    worker = context.current_worker()
+    if worker is not None:
+        return str(worker.config["mark"])
+    if _session is None or _session.client.closed:
+        return None
+    return str(_session.client.settings["mark"])

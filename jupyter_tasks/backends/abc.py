@@ -22,7 +22,7 @@ class Host(Protocol):
     def post(self, event: Event) -> None:
         """Tells the rules what happened; taken in after the current instruction."""
 
-    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+    def watch(self, fd: int, callback: Callable[[int], object]) -> None:
         """Calls `callback(events)` when the descriptor is readable, until `unwatch`."""
 
     def watch_writable(self, fd: int, wanted: bool) -> None:
@@ -42,6 +42,9 @@ class Host(Protocol):
 
     def object_frame(self, id: int) -> tuple[bytes, tuple[int, ...]]:
         """The outcome of an object that a task depends on."""
+
+    def hear_out(self, worker: int) -> None:
+        """Takes in what this worker has said as a client: before the end of a task comes what it has submitted."""
 
     def told(self, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int]) -> None:
         """A worker said something that goes to the task's owner: DISPLAY, PROGRESS."""

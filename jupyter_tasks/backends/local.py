@@ -47,7 +47,7 @@ from jupyter_tasks.engine.events import (
 )
 from jupyter_tasks.supervisor import platform, reaper, zygote
 from jupyter_tasks.wire import page as layout
-from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Flag, Kind, frame, from_json, to_json
+from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Flag, Kind, frame, from_json, to_json, with_option
 from jupyter_tasks.wire.page import Page
 from jupyter_tasks.wire.sockets import receive
 
@@ -208,6 +208,7 @@ class LocalBackend(Backend):
             "stacks": self._stacks_file(worker),
             "socket": self._config.get("socket"),
             "key": self._config.get("key"),
+            "mark": self._config.get("mark"),
             "gpus": [self._gpu_names[device] for device in devices],
         }
         fds = [theirs.fileno(), page_fd, out_write, err_write]
@@ -305,12 +306,13 @@ class LocalBackend(Backend):
             for id in task.deps:
                 value, fds = self._host.object_frame(id)
                 self._send(worker, value, fds)
+            call = with_option(task.call, "attempt", task.attempt) if task.attempt else task.call
             if task.call_fds:
                 # Alone: descriptors travel with the first byte of a message. A packet with one has nothing else.
-                self._send(worker, b"".join([*parts, task.call]), task.call_fds)
+                self._send(worker, b"".join([*parts, call]), task.call_fds)
                 parts = []
             else:
-                parts.append(task.call)
+                parts.append(call)
         if parts:
             self._send(worker, b"".join(parts) if len(parts) > 1 else parts[0], ())
         if len(tasks) > 1:
@@ -589,6 +591,7 @@ class LocalBackend(Backend):
     def _finished(self, worker: _Worker, ends: list[End]) -> None:
         if worker.lease is None:
             return
+        self._host.hear_out(worker.number)
         self._host.post(Finished(worker.lease, ends))
         last = ends[-1]
         if last.kind != Kind.INTERRUPTED:
@@ -763,6 +766,7 @@ class LocalBackend(Backend):
         self._read_ledger(worker)
         for i in (0, 1):
             self._worker_wrote(worker, i)
+        self._host.hear_out(worker.number)
         worker.status = status
         self._ending.add(worker)
         self._orphan_sweep_due = True

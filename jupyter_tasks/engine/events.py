@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from jupyter_tasks.engine.cancel import Cancel
 from jupyter_tasks.engine.states import State, Step
+
+if TYPE_CHECKING:
+    from jupyter_tasks.engine.groups import Group
 
 __all__ = [
     "CPU_UNITS",
@@ -22,6 +25,7 @@ __all__ = [
     "Announce",
     "CancelAsked",
     "Capabilities",
+    "Chapter",
     "ClientGone",
     "CloseLease",
     "Contains",
@@ -37,6 +41,9 @@ __all__ = [
     "Finished",
     "GiveRoom",
     "Gone",
+    "GroupClosed",
+    "GroupMade",
+    "GroupTold",
     "Held",
     "IdleAgain",
     "Instruction",
@@ -84,7 +91,9 @@ class TaskSpec:
     timeout: float | None = None  # seconds, of each attempt
     grace: float | None = None  # seconds from interrupt to terminate
     memory: int | None = None  # bytes of private memory of the whole tree
-    max_retries: int = 3  # for crashes; application errors say themselves whether they may be retried
+    max_retries: int = 3  # for crashes; application errors say themselves whether they may be retried; -1: no end
+    retry_delay: float = 0.0  # seconds before the first further attempt
+    retry_backoff: float = 2.0  # ... and before each one after it so many times as long
     num_returns: int = 1
     watched: bool = False  # its owner wants every change of state
     streams: bool = False  # a generator, whose items are objects of their own
@@ -94,6 +103,16 @@ class TaskSpec:
     def priority(self) -> int:
         """Lower runs first: cells come before queued function tasks."""
         return 0 if self.kind == "cell" else 1
+
+
+class Chapter(NamedTuple):
+    """Something that happened to a task."""
+
+    at: float  # seconds on the scheduler's clock
+    step: str  # one of Step's words, or a rung that was climbed
+    state: str  # what it led to
+    source: str = ""  # who wanted it
+    reason: str = ""
 
 
 class Entry:
@@ -129,14 +148,18 @@ class Task(Entry):
         "ended_at",
         "false_starts",
         "fn",
+        "group",
+        "group_id",
         "lease",
         "parent",
         "pins",
         "plain",
+        "retry_at",
         "seq",
         "spec",
         "started_at",
         "state",
+        "story",
         "stream",
         "submitted_at",
         "used_memory",
@@ -168,6 +191,10 @@ class Task(Entry):
         self.cancel: Cancel | None = None
         self.parent = 0  # id of the task that submitted it
         self.children: list[int] | None = None
+        self.group_id = 0  # the group that its submitter has named
+        self.group: Group | None = None  # the one that it is a member of: that, or its parent's
+        self.story: list[Chapter] | None = None  # what happened to it, beside its submission, start and plain end
+        self.retry_at: float | None = None  # its next attempt is given to nobody before
         self.seq = 0  # order of submission
         self.submitted_at = 0.0
         self.started_at: float | None = None
@@ -346,6 +373,20 @@ class CancelAsked(NamedTuple):
     grace: float | None = None
 
 
+class GroupMade(NamedTuple):
+    """A client made a group; inside of this task of its, or of that group, or of neither (0)."""
+
+    group: Group
+    task: int = 0
+    parent: int = 0
+
+
+class GroupClosed(NamedTuple):
+    """The group's block was left."""
+
+    id: int
+
+
 class TooMuchMemory(NamedTuple):
     """The task's tree uses `used` bytes of private memory."""
 
@@ -414,6 +455,8 @@ Event: TypeAlias = (
     | Gone
     | IdleAgain
     | CancelAsked
+    | GroupMade
+    | GroupClosed
     | TooMuchMemory
     | Held
     | Contains
@@ -504,6 +547,13 @@ class Announce(NamedTuple):
     task: Task
 
 
+class GroupTold(NamedTuple):
+    """The group's record changed: tell its owner, at once if its state has."""
+
+    group: Group
+    at_once: bool
+
+
 class Drop(NamedTuple):
     """Close these descriptors."""
 
@@ -529,6 +579,8 @@ Instruction: TypeAlias = (
     | Deliver
     | DeliverValue
     | Announce
+    | GroupTold
+    | Drop
     | Drop
     | GiveRoom
 )

@@ -31,6 +31,7 @@ from jupyter_tasks.engine.events import (
     Announce,
     CancelAsked,
     Capabilities,
+    Chapter,
     ClientGone,
     CloseLease,
     Contains,
@@ -46,6 +47,9 @@ from jupyter_tasks.engine.events import (
     Finished,
     GiveRoom,
     Gone,
+    GroupClosed,
+    GroupMade,
+    GroupTold,
     Held,
     IdleAgain,
     Instruction,
@@ -72,6 +76,7 @@ from jupyter_tasks.engine.events import (
     WaitBegan,
     Yielded,
 )
+from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
 from jupyter_tasks.wire.frames import (
     ALL_TAKEN,
@@ -94,7 +99,10 @@ FALSE_STARTS = 3  # workers that may die before they begin a task; an honest gue
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 # What keeps a worker with its finished task: threads or children of it, or its frames for a debugger.
+_PLAIN_ENDS = frozenset({Step.RETURNED, Step.RAISED})  # the state says it all
 _STAYS = {Kind.RESULT: Flag.LINGERS, Kind.ERROR: Flag.LINGERS | Flag.KEPT}
+RETRY_MOST = 300.0  # seconds: a delay between attempts does not grow beyond this
+STORY_FIRST, STORY_MOST = 10, 50  # chapters of a task's story: of a long one the first ones and the last are kept
 UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
 # Seconds that a worker with devices may be idle: its imports (torch: seconds) are worth keeping for the next cell, the
 # memory it has on the device is missed by others, perhaps by the kernel itself. An honest guess.
@@ -128,6 +136,7 @@ class Scheduler:
         self.objects: dict[int, Entry] = {}  # every entry that is held or not final
         self.live: dict[int, Task] = {}  # every task that is not final
         self.history: deque[Task] = deque(maxlen=HISTORY)  # final tasks, oldest first, without values
+        self.groups: dict[int, Group] = {}  # those that are not final
         self.leases: dict[int, Lease] = {}
         self.queued = 0  # tasks in the queues, counting those cancelled meanwhile
         self._queues: dict[tuple[int, Demand], _Queue] = {}
@@ -139,6 +148,7 @@ class Scheduler:
         self._holds: dict[int, dict[int, int]] = {}  # client -> object -> refs, beside the owner's first one
         self._inside: dict[int, list[int]] = {}  # object -> what its value has refs to, and holds
         self._owned: dict[int, set[int]] = {}  # client other than the kernel -> entries whose first ref it has
+        self._ended_members: list[Task] = []  # during this event: their groups hear of it when their owners do
         self._freed = False  # a lease has given its resources back during this event
         self._overdrawn = False  # some of `available` may be below 0; see _unblocked
         self._ids = 0
@@ -154,6 +164,8 @@ class Scheduler:
             Gone: self._gone,
             IdleAgain: self._idle_again,
             CancelAsked: self._cancel_asked,
+            GroupMade: self._group_made,
+            GroupClosed: self._group_closed,
             TooMuchMemory: self._too_much_memory,
             Held: self._held,
             Contains: self._contains,
@@ -172,6 +184,8 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes in one event; returns what is to be done, in this order."""
         self._handlers[type(event)](event, now)
+        if self._ended_members:
+            self._members_ended(now)
         if self.queued:
             self._dispatch(now)
         elif self._freed:
@@ -222,6 +236,16 @@ class Scheduler:
                 assert task.spec.streams, f"{show_id(task.id)} is no generator, and has made items"
                 assert stream.asked is None or not self._has_room(task, stream, stream.asked.made), "room is not told"
                 assert stream.taken == ALL_TAKEN or stream.taken <= stream.made, "taken before it was made"
+        for group in self.groups.values():
+            assert group.kind == 0, f"group {group.name} has its outcome and is live"
+            assert not group.is_over, f"group {group.name} is over and not final"
+            for id in group.live:
+                member = self.live.get(id) or self.groups.get(id)
+                assert member is not None, f"{show_id(id)} is final and a live member of {group.name}"
+                of = member.group if isinstance(member, Task) else member.outer
+                assert of is group, f"{show_id(id)} is a member of another group"
+        for task in self.live.values():
+            assert task.group is None or task.id in task.group.live, f"{show_id(task.id)} is in no group"
         assert self._inside.keys() <= self.objects.keys(), "a value that is gone still holds others"
         for entry in self.objects.values():
             assert entry.holders > 0 or entry.kind == 0, f"{show_id(entry.id)} is held by nobody"
@@ -244,10 +268,10 @@ class Scheduler:
             for id in task.pins:
                 if id in objects:
                     objects[id].holders += 1
+            if (task.parent or task.group_id) and self._join(task, now):
+                continue
             if not task.deps or self._wait_for(task, now):
                 self._enqueue(task)
-            if task.parent:
-                self._adopt(task, now)
 
     def _add_return(self, task: Task, index: int) -> None:
         entry = Entry(task.id + index, task.owner)
@@ -255,19 +279,38 @@ class Scheduler:
         if task.owner > 1:
             self._owned[task.owner].add(entry.id)
 
-    def _adopt(self, task: Task, now: float) -> None:
-        """A cancel of the parent reaches its children; also one that was on its way when the parent was killed."""
-        parent = self.live.get(task.parent)
-        if parent is not None:
-            if parent.children is None:
-                parent.children = []
-            parent.children.append(task.id)
-        else:
-            parent = self.find(task.parent)
+    def _join(self, task: Task, now: float) -> bool:
+        """To its parent's children and into a group. True if it ends here: a cancel reaches also those that come late,
+        and nothing starts in a group that was cancelled."""
+        group = self.objects.get(task.group_id)
+        parent: Task | None = None
+        if task.parent:
+            parent = self.live.get(task.parent)
+            if parent is not None:
+                if parent.children is None:
+                    parent.children = []
+                parent.children.append(task.id)
+            else:
+                parent = self.find(task.parent)
+            if not task.group_id and parent is not None:
+                group = parent.group
+        if isinstance(group, Group) and (not group.kind or group.cancel is not None):  # otherwise it is over
+            task.group = group
+            group.live[task.id] = None
+            for each in group.chain():
+                each.submitted += 1
+                self._out.append(GroupTold(each, False))
+            if group.cancel is not None:
+                task.cancel = Cancel("group", group.why, now, None)
         cancel = parent.cancel if parent is not None else None
-        if cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
-            wish = CancelAsked(task.id, force=True, source="parent", reason=cancel.reason)
-            self._cancel_asked(wish, now)
+        if task.cancel is None and cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
+            # On its way when the parent was killed.
+            task.cancel = Cancel("parent", cancel.reason, now, None)
+        if task.cancel is None:
+            return False
+        task.deps = ()
+        self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+        return True
 
     def _wait_for(self, task: Task, now: float) -> bool:
         """Pins what the task needs. True if all of it is there; if one has failed the task ends here."""
@@ -672,7 +715,7 @@ class Scheduler:
             durations[task.fn] = end.flags >> DURATION_SHIFT
             step = Step.RETURNED if end.kind == Kind.RESULT else Step.RAISED
             if step is Step.RAISED and end.flags & Flag.RETRYABLE and self._may_retry(task):
-                self._retry(task)
+                self._retry(task, "it raised", now)
                 continue
             if end.flags & _STAYS[end.kind]:
                 self._linger(lease, task)
@@ -768,6 +811,9 @@ class Scheduler:
         """The task becomes final; its frame is its outcome."""
         task.state = next_state(task.state, step)
         task.ended_at = now
+        if step not in _PLAIN_ENDS:
+            cancel = task.cancel
+            self._note(task, now, step, *((cancel.source, cancel.reason) if cancel is not None else ()))
         del self.live[task.id]
         if task.lease is not None and task.lease.lingering is not task:
             task.lease = None
@@ -779,17 +825,27 @@ class Scheduler:
                     self._outcome(entry, kind, told, now)
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
-            self._unpin(task)
+            self._unpin(task, now)
         if task.stream is not None:
-            self._end_stream(task.stream)
+            self._end_stream(task.stream, now)
             task.stream = None
         if task.call_fds:
             self._out.append(Drop(task.call_fds))
             task.call_fds = ()
         task.call = b""
         self.history.append(task)
+        if task.group is not None:
+            self._ended_members.append(task)
         if task.spec.watched:
             self._out.append(Announce(task))
+
+    def _note(self, task: Task, now: float, step: str, source: str = "", reason: str = "") -> None:
+        """A chapter of the task's story. Of a long story the middle is left out."""
+        if task.story is None:
+            task.story = []
+        task.story.append(Chapter(now, getattr(step, "value", step), task.state.value, source, reason))
+        if len(task.story) > STORY_MOST:
+            del task.story[STORY_FIRST]
 
     def _tell(self, told: dict[int, list[bytes]]) -> None:
         for client, frames in told.items():
@@ -839,12 +895,37 @@ class Scheduler:
         self._tell(told)
 
     def _may_retry(self, task: Task) -> bool:
-        return task.cancel is None and task.attempt < task.spec.max_retries
+        most = task.spec.max_retries
+        return task.cancel is None and (task.attempt < most or most < 0)
 
-    def _retry(self, task: Task) -> None:
+    def _retry(self, task: Task, why: str, now: float) -> None:
+        if task.started_at is not None:
+            self._note_start(task)
         task.attempt += 1
         task.state = next_state(task.state, Step.RETRIED)
-        self._give_again(task)
+        self._note(task, now, Step.RETRIED, reason=why)
+        spec = task.spec
+        if not spec.retry_delay:
+            self._give_again(task)
+            return
+        pause = min(spec.retry_delay * spec.retry_backoff ** min(task.attempt - 1, 64), RETRY_MOST)
+        task.lease = None
+        task.started_at = None
+        task.retry_at = now + pause
+        self._at(task.retry_at, task, Step.RETRIED)
+        if spec.watched:
+            self._out.append(Announce(task))
+
+    def _note_start(self, task: Task) -> None:
+        """Of an attempt that is over: that of the last one stands in the task."""
+        assert task.started_at is not None
+        if task.story is None:
+            task.story = []
+        chapter = Chapter(task.started_at, Step.STARTED.value, State.RUNNING.value)
+        place = len(task.story)
+        while place and task.story[place - 1].at > chapter.at:
+            place -= 1
+        task.story.insert(place, chapter)
 
     def _give_again(self, task: Task) -> None:
         task.lease = None
@@ -873,7 +954,7 @@ class Scheduler:
             # Nobody wants it, or it was made by an attempt before this one.
             if event.fds:
                 self._out.append(Drop(event.fds))
-            self._let_go(inside or ())
+            self._let_go(inside or (), now)
             return
         task, stream = found
         stream.made = event.place + 1
@@ -899,14 +980,14 @@ class Scheduler:
         inside = [id for id in event.inside if id in self.objects]
         for id in inside:
             self.objects[id].holders += 1
-        self._let_go(found[1].inside.pop(event.place, ()))  # of an attempt that died before it told the item
+        self._let_go(found[1].inside.pop(event.place, ()), now)  # of an attempt that died before it told the item
         found[1].inside[event.place] = inside
 
-    def _let_go(self, ids: Iterable[int]) -> None:
+    def _let_go(self, ids: Iterable[int], now: float) -> None:
         for id in ids:
             entry = self.objects.get(id)
             if entry is not None:
-                self._drop_holder(entry)
+                self._drop_holder(entry, now)
 
     def _taken(self, event: Taken, now: float) -> None:
         found = self._stream_of(event.id)
@@ -932,9 +1013,9 @@ class Scheduler:
     def _has_room(task: Task, stream: Stream, made: int) -> bool:
         return not task.spec.backpressure or made - stream.taken < task.spec.backpressure
 
-    def _end_stream(self, stream: Stream) -> None:
+    def _end_stream(self, stream: Stream, now: float) -> None:
         for inside in stream.inside.values():
-            self._let_go(inside)
+            self._let_go(inside, now)
         if stream.asked is not None:
             self._out.append(GiveRoom(stream.asked.client, stream.asked.serial, ALL_TAKEN))
 
@@ -1000,7 +1081,7 @@ class Scheduler:
 
     def _crashed(self, task: Task, facts: dict[str, Any], now: float) -> None:
         if self._may_retry(task):
-            self._retry(task)
+            self._retry(task, facts.get("signal_name") or f"exit code {facts.get('exit_code')}", now)
         else:
             self._conclude(task, Step.DIED, facts, now)
 
@@ -1072,6 +1153,10 @@ class Scheduler:
     # -- stopping ---------------------------------------------------------------------------------------------
 
     def _cancel_asked(self, event: CancelAsked, now: float) -> None:
+        group = self.groups.get(event.id)
+        if group is not None:
+            self._cancel_group(group, event, now)
+            return
         task = self.task_of(event.id)
         if task is None:
             return  # finished long ago, or not a task: nothing happens
@@ -1082,8 +1167,11 @@ class Scheduler:
         children = task.children
         self._cancel(task, event, now)
         if event.recursive and children:
-            for id in children:
-                self._cancel_asked(event._replace(id=id, source="parent"), now)
+            self._cancel_children(task, event, now)
+
+    def _cancel_children(self, task: Task, event: CancelAsked, now: float) -> None:
+        for id in task.children or ():
+            self._cancel_asked(event._replace(id=id, source="parent"), now)
 
     def task_of(self, id: int) -> Task | None:
         """The task with this id, or the one of whose return values this is one; of the final ones at least those
@@ -1130,6 +1218,7 @@ class Scheduler:
             return  # already above the interrupt
         rung = cancel.start(now, force=force or cancel.rung is Rung.KILL)
         self._stand_on(task, rung)
+        self._note(task, now, Step.ASKED, cancel.source, cancel.reason)
         if cancel.climb_at is not None:
             self._at(cancel.climb_at, task, None)
         if first and task.spec.watched:
@@ -1151,8 +1240,10 @@ class Scheduler:
             return
         task.used_memory = event.used
         if task.cancel is None or task.cancel.rung < Rung.KILL:
-            task.cancel = Cancel("memory", "", now, None)
+            task.cancel = Cancel("memory", "", now, None, recursive=True)
             self._ask(task, now, force=True)
+            wish = CancelAsked(0, force=True, reason="its parent used too much memory")
+            self._cancel_children(task, wish, now)
 
     def _at(self, when: float, task: Task, step: Step | None) -> None:
         self._ids += 1
@@ -1162,6 +1253,8 @@ class Scheduler:
         when, _, task, attempt, step = timer
         if task.state in FINAL or task.attempt != attempt:
             return False
+        if step is Step.RETRIED:
+            return task.retry_at == when
         if step is Step.TIMED_OUT:
             # Also when the task has caught a cancel and goes on: a timeout is a deadline.
             return task.started_at is not None and (task.cancel is None or task.cancel.rung < Rung.TERMINATE)
@@ -1177,20 +1270,123 @@ class Scheduler:
             if not self._timer_valid(timer):
                 continue
             task = timer[2]
-            if timer[4] is Step.TIMED_OUT:
+            if timer[4] is Step.RETRIED:
+                task.retry_at = None
+                self._give_again(task)
+            elif timer[4] is Step.TIMED_OUT:
                 grace = task.spec.grace if task.spec.grace is not None else TIMEOUT_GRACE
                 if task.cancel is None:
-                    task.cancel = Cancel("timeout", "", now, grace)
+                    task.cancel = Cancel("timeout", "", now, grace, recursive=True)
                 elif task.cancel.climb_at is None:
                     task.cancel.grace = grace
                 self._ask(task, now)
+                self._cancel_children(task, CancelAsked(0, reason="its parent ran out of time", grace=grace), now)
             else:
                 assert task.cancel is not None
                 self._stand_on(task, task.cancel.climb(now))
+                self._note(task, now, task.cancel.rung.name.lower(), task.cancel.source, task.cancel.reason)
                 if task.cancel.climb_at is not None:
                     self._at(task.cancel.climb_at, task, None)
                 if task.spec.watched:
                     self._out.append(Announce(task))
+
+    # -- groups -----------------------------------------------------------------------------------------------
+
+    def _group_made(self, event: GroupMade, now: float) -> None:
+        group = event.group
+        group.created_at = now
+        self.objects[group.id] = self.groups[group.id] = group
+        if group.owner > 1:
+            self._owned.setdefault(group.owner, set()).add(group.id)
+        task = self.find(event.task) if event.task else None
+        outer = self.groups.get(event.parent) if event.parent else task.group if task is not None else None
+        if outer is None or (outer.kind and outer.cancel is None):
+            return
+        group.outer = outer
+        outer.live[group.id] = None
+        if outer.cancel is not None:
+            wish = CancelAsked(group.id, source="group", reason=outer.cancel.reason, grace=outer.cancel.grace)
+            self._cancel_group(group, wish, now)
+
+    def _group_closed(self, event: GroupClosed, now: float) -> None:
+        group = self.groups.get(event.id)
+        if group is not None:
+            group.closed = True
+            self._end_if_over(group, now)
+
+    def _members_ended(self, now: float) -> None:
+        """After their own outcomes are told: who hears that a group is over finds its members final."""
+        while self._ended_members:
+            ended, self._ended_members = self._ended_members, []
+            for task in ended:
+                assert task.group is not None
+                task.group.live.pop(task.id, None)
+                failed = task.state in (State.FAILED, State.CRASHED)
+                for group in task.group.chain():
+                    group.counts[task.state] = group.counts.get(task.state, 0) + 1
+                    if failed:
+                        self._note_failure(group, task, now)
+                    self._out.append(GroupTold(group, False))
+                self._end_if_over(task.group, now)
+
+    def _note_failure(self, group: Group, task: Task, now: float) -> None:
+        if group.kind:
+            return
+        if not (task.story and task.story[-1].step == Step.UPSTREAM_FAILED.value) and len(group.failed) < MOST_FAILED:
+            group.failed.append(task.id)
+            task.holders += 1
+            self._inside.setdefault(group.id, []).append(task.id)
+        if group.fail_fast and group.cancel is None:
+            self._cancel_group(group, CancelAsked(group.id, source="failure", reason=f"{task.spec.name} failed"), now)
+
+    def _cancel_group(self, group: Group, event: CancelAsked, now: float) -> None:
+        if group.kind:
+            return
+        if group.cancel is None:
+            group.cancel = Cancel(event.source, event.reason, now, group.grace_of(event.grace))
+            self._out.append(GroupTold(group, True))
+        elif group.cancel.source == "failure" and event.source != "failure":
+            group.cancel.source, group.cancel.reason = event.source, event.reason  # now somebody wants it
+        elif not event.force:
+            return  # it is on its way
+        # Not recursive: what members have submitted are members, and one interrupt for each is enough.
+        why = group.why
+        wish = CancelAsked(0, "group", why, force=event.force, recursive=False, grace=group.cancel.grace)
+        for id in list(group.live):
+            inner = self.groups.get(id)
+            if inner is not None:
+                grace = inner.grace if inner.grace is not None else group.cancel.grace
+                self._cancel_group(inner, wish._replace(id=id, grace=grace), now)
+            elif id in self.live and (event.force or self.live[id].cancel is None):
+                self._cancel_asked(wish._replace(id=id), now)
+            elif id in self.live:
+                self._set_deadline(self.live[id], group.cancel.grace, now)
+        self._end_if_over(group, now)
+
+    def _set_deadline(self, task: Task, grace: float | None, now: float) -> None:
+        """A member that was cancelled before, by itself: it gets no second interrupt, but the group's deadline."""
+        cancel = task.cancel
+        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE:
+            return
+        cancel.grace = grace
+        if task.state is State.CANCELLING:
+            cancel.start(now, force=False)
+            if cancel.climb_at is not None:
+                self._at(cancel.climb_at, task, None)
+
+    def _end_if_over(self, group: Group | None, now: float) -> None:
+        while group is not None and group.is_over:
+            group.ended_at = now
+            group.kind = Kind.RESULT
+            del self.groups[group.id]
+            group.frame = frame(Kind.RESULT, group.id, to_json(group.record()))
+            told: dict[int, list[bytes]] = {}
+            self._out.append(GroupTold(group, True))
+            self._outcome(group, Kind.RESULT, told, now)
+            self._tell(told)
+            if group.outer is not None:
+                group.outer.live.pop(group.id, None)
+            group = group.outer
 
     # -- who holds what ---------------------------------------------------------------------------------------
 
@@ -1216,7 +1412,7 @@ class Scheduler:
                 continue  # it has none
             elif entry.owner > 1:
                 self._owned.get(entry.owner, set()).discard(id)
-            self._drop_holder(entry)
+            self._drop_holder(entry, now)
 
     def _contains(self, event: Contains, now: float) -> None:
         if event.id not in self.objects:
@@ -1227,10 +1423,15 @@ class Scheduler:
         if inside:
             self._inside.setdefault(event.id, []).extend(inside)
 
-    def _drop_holder(self, entry: Entry) -> None:
+    def _drop_holder(self, entry: Entry, now: float) -> None:
         entry.holders -= 1
-        if entry.holders <= 0 and entry.kind:
+        if entry.holders > 0:
+            return
+        if entry.kind:
             self._forget(entry)
+        elif isinstance(entry, Group):
+            entry.closed = True  # nobody can submit to it any more
+            self._end_if_over(entry, now)
 
     def _forget(self, entry: Entry) -> None:
         self.objects.pop(entry.id, None)
@@ -1252,11 +1453,11 @@ class Scheduler:
                     todo += self._inside.pop(entry.id, ())
                     self._forget(entry)
 
-    def _unpin(self, task: Task) -> None:
+    def _unpin(self, task: Task, now: float) -> None:
         for id in (*task.deps, *task.pins):
             entry = self.objects.get(id)
             if entry is not None:
-                self._drop_holder(entry)
+                self._drop_holder(entry, now)
         task.deps = task.pins = ()
 
     def _fetched(self, event: Fetched, now: float) -> None:
@@ -1276,11 +1477,11 @@ class Scheduler:
             entry = self.objects.get(id)
             for _ in range(count if entry is not None else 0):
                 assert entry is not None
-                self._drop_holder(entry)
+                self._drop_holder(entry, now)
         for id in self._owned.pop(event.client, set()):
             entry = self.objects.get(id)
             if entry is not None:
-                self._drop_holder(entry)
+                self._drop_holder(entry, now)
         for task in self.live.values():
             if task.stream is not None and task.owner == event.client:
                 self._take_items(task, task.stream, ALL_TAKEN)
@@ -1296,6 +1497,20 @@ class Scheduler:
         if task is not None:
             return task
         return next((task for task in reversed(self.history) if task.id == id), None)
+
+    def story(self, id: int) -> list[Chapter] | None:
+        """What happened to a task, from its submission on; None for one that nobody remembers."""
+        task = self.find(id) or self.task_of(id)
+        if task is None:
+            return None
+        chapters = [Chapter(task.submitted_at, "submitted", State.PENDING.value), *(task.story or ())]
+        if task.started_at is not None:
+            chapters.append(Chapter(task.started_at, Step.STARTED.value, State.RUNNING.value))
+        chapters.sort(key=lambda chapter: chapter.at)
+        if task.ended_at is not None and chapters[-1].state != task.state.value:
+            step = Step.RETURNED if task.state is State.COMPLETED else Step.RAISED
+            chapters.append(Chapter(task.ended_at, step.value, task.state.value))
+        return chapters
 
     def tasks(self, limit: int = HISTORY) -> Sequence[Task]:
         """Live tasks (at most `limit`, oldest first), then finished ones."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import dataclasses
+import functools
 import heapq
 import itertools
 import os
@@ -36,6 +37,9 @@ from jupyter_tasks.engine.events import (
     Event,
     Fetched,
     GiveRoom,
+    GroupClosed,
+    GroupMade,
+    GroupTold,
     Held,
     Instruction,
     Interrupt,
@@ -55,6 +59,7 @@ from jupyter_tasks.engine.events import (
     Tick,
     TooMuchMemory,
 )
+from jupyter_tasks.engine.groups import Group
 from jupyter_tasks.engine.scheduler import HISTORY, Scheduler
 from jupyter_tasks.engine.states import FINAL, State
 from jupyter_tasks.supervisor import memory, platform
@@ -82,6 +87,7 @@ USAGE_EVERY = 1.0  # seconds between usage figures for the screen
 WAITING_AFTER = 0.05  # seconds after which a board says for what its task waits
 WAITING_EVERY = 0.5  # seconds between looks at whether that has changed
 HELD_BACK_EVERY = 1.0  # seconds: how late the last lines of too much output are shown
+GROUPS_EVERY = 0.1  # seconds between figures of a group whose members come and go
 STACK_PAUSE = 0.02  # seconds without a new line after which a stack is complete; it is written in a millisecond
 STACK_LIMIT = 3.0  # seconds; a process that hangs in the disk or is stopped handles no signal
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
@@ -90,19 +96,20 @@ LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
 
 _SPEC_FIELDS = frozenset(
     {"name", "kind", "cpus", "gpus", "resources", "timeout", "grace", "memory", "max_retries", "num_returns"}
-    | {"announce"}
+    | {"announce", "retry_delay", "retry_backoff"}
 )
 
 
 class _Client:
     """One connection: the kernel's, a worker's, or a command line's."""
 
-    __slots__ = ("fds", "id", "inbox", "known", "out", "sock")
+    __slots__ = ("fds", "id", "inbox", "known", "out", "sock", "worker")
 
     def __init__(self, sock: socket.socket, id: int) -> None:
         self.sock = sock
         self.id = id
         self.known = False  # it has said a HELLO that we accept
+        self.worker = 0  # number of the worker that it is
         self.inbox = b""
         self.fds: deque[int] = deque()
         self.out: deque[tuple[bytes, tuple[int, ...]]] = deque()  # what its socket had no room for
@@ -115,13 +122,15 @@ class Supervisor:
         self._config = config
         self._dir: str = config["directory"]
         self._poll = platform.new_poll()
-        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._callbacks: dict[int, Callable[[int], object]] = {}
         self._calls: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._events: deque[Event] = deque()
         self._functions: dict[int, tuple[bytes, tuple[int, ...], TaskSpec]] = {}
         self._clients: dict[int, _Client] = {}
         self._client_ids = itertools.count(1)  # 1: the kernel
+        self._worker_clients: dict[int, _Client] = {}  # by the worker's number
+        self._changed_groups: dict[int, Group] = {}  # whose figures are not told yet
         self._logs: dict[int, TaskLog] = {}
         self._open_logs: deque[TaskLog] = deque()
         self._held_back: set[int] = set()
@@ -146,6 +155,7 @@ class Supervisor:
             Deliver: self._deliver,
             DeliverValue: self._deliver_value,
             Announce: self._announce,
+            GroupTold: self._group_told,
             Drop: lambda i: _close_all(i.fds),
             GiveRoom: self._give_room,
         }
@@ -157,6 +167,8 @@ class Supervisor:
             "warm": self._warm_op,
             "answer": self._answer_op,
             "debug": self._debug_op,
+            "story": self._story_op,
+            "groups": self._groups_op,
             "item_contains": self._item_contains_op,
         }
         self._ask_later: dict[str, Callable[[_Client, int, dict[str, Any]], None]] = {
@@ -241,7 +253,7 @@ class Supervisor:
         """See Host."""
         self._events.append(event)
 
-    def watch(self, fd: int, callback: Callable[[int], None]) -> None:
+    def watch(self, fd: int, callback: Callable[[int], object]) -> None:
         """See Host."""
         self._callbacks[fd] = callback
         self._poll.register(fd, select.POLLIN)
@@ -274,6 +286,12 @@ class Supervisor:
         """See Host."""
         entry = self._scheduler.objects[id]
         return entry.frame, entry.fds
+
+    def hear_out(self, worker: int) -> None:
+        """See Host."""
+        client = self._worker_clients.get(worker)
+        while client is not None and client.id in self._clients and self._client_says(client, select.POLLIN):
+            pass
 
     def told(self, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int]) -> None:
         """See Host."""
@@ -359,7 +377,7 @@ class Supervisor:
             sock.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
         client = _Client(sock, next(self._client_ids))
         self._clients[client.id] = client
-        self.watch(sock.fileno(), lambda events: self._client_says(client, events))
+        self.watch(sock.fileno(), functools.partial(self._client_says, client))
         return client
 
     def _welcome(self, client: _Client) -> None:
@@ -375,20 +393,21 @@ class Supervisor:
         }
         self._send(client, frame(Kind.HELLO, 0, to_json(welcome)))
 
-    def _client_says(self, client: _Client, events: int) -> None:
+    def _client_says(self, client: _Client, events: int) -> bool:
+        """Takes in what there is. False if there was nothing."""
         if events & select.POLLOUT:
             self._send_waiting(client)
         if not events & ~select.POLLOUT:
-            return
+            return False
         try:
             data, fds = receive(client.sock)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data, fds = b"", []
         if not data:
             self._client_gone(client)
-            return
+            return False
         client.fds.extend(fds)
         try:
             self._take_in(client, client.inbox + data if client.inbox else data)
@@ -396,12 +415,14 @@ class Supervisor:
             # Not one of our frames: whoever this is, the others must not suffer.
             print(f"jupyter_tasks: client {client.id} dropped: {error!r}", file=sys.stderr, flush=True)
             self._client_gone(client)
+        return True
 
     def _client_gone(self, client: _Client) -> None:
         if client is self._kernel:
             self.shutdown()
         if self._clients.pop(client.id, None) is None:
             return
+        self._worker_clients.pop(client.worker, None)
         self.unwatch(client.sock.fileno())
         client.sock.close()
         _close_all(client.fds)
@@ -461,6 +482,7 @@ class Supervisor:
         task.deps = tuple(options.get("deps", ()))
         task.pins = tuple(options.get("pins", ()))
         task.parent = options.get("parent", 0)
+        task.group_id = options.get("group", 0)
         task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
         if spec.watched:
             if not self._waiting:
@@ -495,6 +517,8 @@ class Supervisor:
             entry.frame = frame(Kind.RESULT, id, body, fds=len(fds))
             entry.fds = fds
             self._events.append(Put(entry))
+        elif kind == Kind.GROUP:
+            self._events.append(self._group(client, id, from_json(body)) if body else GroupClosed(id))
         elif kind == Kind.REQUEST:
             self._pump()  # an answer must not be older than what the same client said before
             question = from_json(body)
@@ -503,6 +527,16 @@ class Supervisor:
                 return
             answer = self._ask[question["op"]](question)
             self._send(client, frame(Kind.REPLY, id, to_json(answer)))
+
+    @staticmethod
+    def _group(client: _Client, id: int, options: dict[str, Any]) -> GroupMade:
+        group = Group(
+            *(id, client.id, options["name"]),
+            grace=options.get("grace"),
+            fail_fast=options.get("fail_fast", False),
+            auto=options.get("auto", False),
+        )
+        return GroupMade(group, options.get("task", 0), options.get("parent", 0))
 
     def _hello(self, client: _Client, hello: dict[str, Any]) -> None:
         """A connection through the listening socket: who knows the key, and speaks as we do, is let in."""
@@ -518,6 +552,9 @@ class Supervisor:
             )
         else:
             client.known = True
+            if hello.get("worker"):
+                client.worker = hello["worker"]
+                self._worker_clients[client.worker] = client
             self._welcome(client)
             return
         self._send(client, frame(Kind.HELLO, 0, to_json({"refused": refusal})))
@@ -610,6 +647,39 @@ class Supervisor:
         client = self._clients.get(task.owner)
         if client is not None:
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
+
+    def _group_told(self, instruction: GroupTold) -> None:
+        group = instruction.group
+        if instruction.at_once:
+            self._changed_groups.pop(group.id, None)
+            self._tell_group(group)
+            return
+        if not self._changed_groups:
+            self.call_at(time.monotonic() + GROUPS_EVERY, self._tell_groups)
+        self._changed_groups[group.id] = group
+
+    def _tell_groups(self) -> None:
+        changed, self._changed_groups = self._changed_groups, {}
+        for group in changed.values():
+            self._tell_group(group)
+
+    def _tell_group(self, group: Group) -> None:
+        client = self._clients.get(group.owner)
+        if client is not None:
+            self._send(client, frame(Kind.EVENT, group.id, to_json({"group": self._group_record(group)})))
+
+    def _group_record(self, group: Group) -> dict[str, Any]:
+        """What people are told of a group: its members by their states, those of inner groups included."""
+        record = group.record()
+        running = 0
+        for lease in self._scheduler.leases.values():
+            task = self._scheduler.live.get(self._backend.running(lease))
+            if task is not None and _is_in(task, group):
+                running += 1
+        record["running"] = running
+        end = group.ended_at if group.ended_at is not None else time.monotonic()
+        record["elapsed_s"] = end - group.created_at
+        return record
 
     # -- usage and limits -------------------------------------------------------------------------------------
 
@@ -713,6 +783,10 @@ class Supervisor:
         if task.state in FINAL and task.lease is not None:
             record["lingers"] = self._backend.left_running(task)
             record["kept"] = self._backend.keeps_frames(task)
+        if task.group is not None:
+            record["group"] = task.group.name
+        if task.retry_at is not None:
+            record["retry_in_s"] = max(0.0, task.retry_at - now)
         if task.cancel is not None:
             record |= {"source": task.cancel.source, "rung": task.cancel.rung.name.lower()}
             record |= {"reason": task.cancel.reason}
@@ -752,6 +826,23 @@ class Supervisor:
             "tasks": [self._record(task) for task in tasks if wanted is None or task.id in wanted],
             "live": len(self._scheduler.live),
         }
+
+    def _groups_op(self, question: dict[str, Any]) -> Any:
+        """One group with its members, or all that are not final."""
+        scheduler = self._scheduler
+        if "id" not in question:
+            return [self._group_record(group) for group in scheduler.groups.values()]
+        group = scheduler.objects.get(question["id"])
+        if not isinstance(group, Group):
+            return None
+        members = [self._record(task) for task in scheduler.tasks() if _is_in(task, group)]
+        return {**self._group_record(group), "tasks": members}
+
+    def _story_op(self, question: dict[str, Any]) -> Any:
+        """What happened to a task, in order; None for one that nobody remembers. Times are the epoch's."""
+        chapters = self._scheduler.story(question["id"])
+        past = time.time() - time.monotonic()
+        return chapters and [{**chapter._asdict(), "at": chapter.at + past} for chapter in chapters]
 
     def _logs_op(self, question: dict[str, Any]) -> Any:
         log = self._logs.get(question["id"])
@@ -862,6 +953,11 @@ class Supervisor:
             os._exit(0)
 
 
+def _is_in(task: Task, group: Group) -> bool:
+    """A member, or one of an inner group."""
+    return task.group is not None and any(each is group for each in task.group.chain())
+
+
 def _close_all(fds: Sequence[int] | deque[int]) -> None:
     for fd in fds:
         os.close(fd)
@@ -875,7 +971,10 @@ def _spec(options: dict[str, Any], base: TaskSpec) -> TaskSpec:
     """The options of a frame, on top of what holds without them."""
     changes: dict[str, Any] = {
         key: options[key]
-        for key in ("name", "kind", "timeout", "grace", "memory", "max_retries", "num_returns")
+        for key in (
+            *("name", "kind", "timeout", "grace", "memory", "max_retries", "num_returns"),
+            *("retry_delay", "retry_backoff"),
+        )
         if key in options
     }
     if options.get("generator") == "streaming":

@@ -38,6 +38,7 @@ __all__ = [
     "from_json",
     "show_id",
     "to_json",
+    "with_option",
 ]
 
 SESSION_MARK = "JUPYTER_TASKS_SESSION"  # environment variable that the supervisor and all below it inherit
@@ -87,6 +88,7 @@ class Kind:
     YIELD = 26       # W->S: the generator task `id` has made an item (body: a value as in RESULT)
     ITEM = 27        # S->C: which is now object `id` (body: ITEM_OF, then the value; Flag.BIG as for RESULT)
     TAKEN = 28       # C->S: of the items of task `id`, `fn` were taken; ALL_TAKEN: nobody will take any more
+    GROUP = 30       # C->S: object `id` is a group of tasks (body: JSON); with no body: its block was left
     # fmt: on
 
 
@@ -110,6 +112,18 @@ DURATION_SHIFT = 4
 def frame(kind: int, id: int = 0, body: bytes = b"", *, flags: int = 0, fn: int = 0, fds: int = 0) -> bytes:
     """One whole frame."""
     return HEADER.pack(len(body), kind, flags, fds, fn, id) + body
+
+
+def with_option(call: bytes, name: str, value: Any) -> bytes:
+    """A TASK frame with one option more, or with another value of it."""
+    _, kind, flags, fds, fn, id = HEADER.unpack_from(call)
+    body = call[HEADER_SIZE:]
+    options: dict[str, Any] = {}
+    if flags & Flag.OPTIONS:
+        length = int.from_bytes(body[:4], "little")
+        options, body = from_json(body[4 : 4 + length]), body[4 + length :]
+    text = to_json({**options, name: value})
+    return frame(kind, id, len(text).to_bytes(4, "little") + text + body, flags=flags | Flag.OPTIONS, fn=fn, fds=fds)
 
 
 def to_json(value: Any) -> bytes:

@@ -133,6 +133,9 @@ class _Worker:
         self.functions: dict[int, _Function] = {}
         self.threads = threads.Threads()
         self.task_id = 0
+        self._task_fn = 0  # of the task in hand, 0 for a cell
+        self._task_options: dict[str, Any] = {}  # those that its own frame carries
+        self._waits = 0  # of the task in hand, at this moment; several coroutines may wait at once
         self.replaced: frozenset[int] = frozenset()  # in a cell: ids of values that took the place of refs
         self._values: dict[int, tuple[bytes, int | None]] = {}  # what the next task needs: head, descriptor
         self._ends: list[bytes] = []  # frames not sent yet; the ledger holds the same bytes
@@ -219,6 +222,7 @@ class _Worker:
                 self._skip(id, fd)  # they were taken back between two reads, too
                 guard.end()
                 return
+        self._task_fn, self._task_options, self._waits = fn, options, 0
         progress.set_report(self._report_progress)  # bars of an earlier task are nobody's parents
         if flags & Flag.ANNOUNCE:
             self._flush()
@@ -388,11 +392,26 @@ class _Worker:
         if own or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.send(Kind.BLOCKED, self.task_id, b"")
+        id = self.task_id
+        self._waits += 1
+        if self._waits == 1:
+            self.send(Kind.BLOCKED, id, b"")
         try:
             yield
         finally:
-            self.send(Kind.UNBLOCKED, self.task_id, b"")
+            if self.task_id == id:  # a coroutine that its task has left behind ends in a later one
+                self._waits -= 1
+                if not self._waits:
+                    self.send(Kind.UNBLOCKED, id, b"")
+
+    def task_facts(self) -> context.TaskFacts | None:
+        """What the running task may know of itself; None between tasks. Any thread."""
+        fn, options = self._task_fn, self._task_options
+        if not self.task_id:
+            return None
+        function = self.functions[fn] if fn else None
+        held = options if function is None else function.options
+        return context.task_facts(held, function.call if function is not None else None, options.get("attempt", 0))
 
     def _report_progress(self, bar: dict[str, Any]) -> None:
         if self.task_id:

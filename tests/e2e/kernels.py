@@ -94,8 +94,9 @@ class Kernel:
         )
         directory.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "TMPDIR": str(directory), "IPYTHONDIR": str(directory / "ipython")}
-        path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=os.pathsep.join(path))
+        here = Path(__file__).parent
+        # The package that these tests stand beside, also where another copy of it is installed.
+        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=f"{here}{os.pathsep}{here.parents[1]}")
         self.manager.start_kernel(env=env, cwd=str(directory))
         self.client = self.manager.client()
         self.client.start_channels()

@@ -3,7 +3,8 @@
 Role: property test. `Fake` is a backend that obeys the contract of `backends.abc` and `events` with everything that is
 slow in the real one drawn from a hat: when a packet is read, when a task begins, ends, dies, how long a dead tree takes to
 go, in which order words arrive. It knows the truth about what ran, so it can tell a lie of the rules: a task that is
-CANCELLED without having been asked, that ran although it was never to run, that ran twice, that was told twice.
+CANCELLED without having been asked, that ran although it was never to run, that ran twice, that was told twice. Of groups
+it knows who is in them and who has cancelled them, and sees every state that is told.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from jupyter_tasks.engine.events import (
     Finished,
     GiveRoom,
     Gone,
+    GroupClosed,
+    GroupMade,
+    GroupTold,
     Held,
     IdleAgain,
     Instruction,
@@ -65,6 +69,7 @@ from jupyter_tasks.engine.events import (
     WaitBegan,
     Yielded,
 )
+from jupyter_tasks.engine.groups import Group, GroupState
 from jupyter_tasks.engine.scheduler import Scheduler
 from jupyter_tasks.engine.states import FINAL, State
 from jupyter_tasks.wire.frames import (
@@ -124,7 +129,9 @@ class Fake:
         self.open_fds: set[int] = set()
         self.tasks: dict[int, Task] = {}
         self.asked: set[int] = set()
-        self.timed: set[int] = set()
+        self.groups: dict[int, Group] = {}
+        self.open_groups: set[int] = set()  # whose block is not left yet
+        self.group_states: dict[int, list[GroupState]] = {}
         self.begun: Counter[int] = Counter()  # how often its code began
         self.returned: Counter[int] = Counter()  # how often it returned
         self.crashes: Counter[int] = Counter()  # how often the process died in it
@@ -184,6 +191,8 @@ class Fake:
             for fd in instruction.fds:
                 assert fd in self.open_fds, "a descriptor was closed twice"
                 self.open_fds.remove(fd)
+        elif kind is GroupTold:
+            self.look_at_group(instruction.group)
         elif kind is GiveRoom:
             for _, place in self.places.values():
                 if place.asked_for_room == instruction.serial:
@@ -199,6 +208,22 @@ class Fake:
         self.items.setdefault(task, []).append(place)
         self.refs[client, id] += 1
         self.made_by[id] = client
+
+    def look_at_group(self, group: Group) -> None:
+        """What is told of a group is true at this moment."""
+        states = self.group_states.setdefault(group.id, [GroupState.RUNNING])
+        if group.state is not states[-1]:
+            states.append(group.state)
+        if group.kind:
+            assert not self.living_members(group.id), f"group {group.id} is {group.state}, and members are not final"
+
+    def living_members(self, id: int) -> list[int]:
+        """Tasks that are not final, of the group and of those inside it."""
+        return [
+            t.id
+            for t in self.tasks.values()
+            if t.group is not None and t.state not in FINAL and any(each.id == id for each in t.group.chain())
+        ]
 
     # -- the backend ----------------------------------------------------------------------------------------
 
@@ -388,7 +413,7 @@ class Fake:
     def make_item(self, lease: Lease, place: Place, task: Task) -> None:
         rnd = self.rnd
         if rnd.random() < 0.3:  # with refs of the worker inside
-            held = self.held_by(KERNEL)
+            held = self.values_of(KERNEL)
             self.post(ItemContains(task.id, place.made, rnd.sample(held, min(len(held), 2))))
             self.pump()  # the worker waits until this is taken in
             if rnd.random() < 0.1:
@@ -463,12 +488,16 @@ class Fake:
     def held_by(self, client: int) -> list[int]:
         return [id for (who, id), count in self.refs.items() if who == client and count]
 
+    def values_of(self, client: int) -> list[int]:
+        """Nobody has a group as an argument, or inside a value."""
+        return [id for id in self.held_by(client) if id not in self.groups]
+
     def submit(self) -> None:
         rnd = self.rnd
         if len(self.scheduler.live) > 150:
             return
         client = self.client()
-        known = self.held_by(client)
+        known = self.values_of(client)
         batch = []
         fn = rnd.randrange(1, 5)
         alike = rnd.random() < 0.5
@@ -485,6 +514,7 @@ class Fake:
                 grace=rnd.choice((None, None, 1.0)) if not alike else None,
                 memory=1000 if not alike and rnd.random() < 0.3 else None,
                 max_retries=0 if cell else rnd.randrange(3),
+                retry_delay=rnd.choice((0.0, 0.0, 0.5)) if not alike else 0.0,
                 num_returns=returns,
                 streams=(streams := not alike and returns == 1 and not cell and rnd.random() < 0.3),
                 backpressure=rnd.randrange(4) if streams else 0,
@@ -497,12 +527,44 @@ class Fake:
             task.call_fds = self.new_fds() if not alike and rnd.random() < 0.1 else ()
             live = [t for t in self.scheduler.live.values() if t.state is State.RUNNING]
             task.parent = rnd.choice(live).id if live and rnd.random() < 0.2 else 0
+            mine = [g for g in self.open_groups if self.groups[g].owner == client]
+            task.group_id = rnd.choice(mine) if mine and rnd.random() < 0.4 else 0
             for i in range(returns):
                 self.refs[client, id + i] += 1
                 self.made_by[id + i] = client
             self.tasks[id] = task
             batch.append(task)
         self.post(Submitted(batch))
+
+    def make_group(self) -> None:
+        rnd = self.rnd
+        client = self.client()
+        group = Group(
+            *(next(self.ids), client, "g"),
+            grace=rnd.choice((None, 0.0, 2.0)),
+            fail_fast=rnd.random() < 0.3,
+            auto=rnd.random() < 0.2,
+        )
+        outer = [g for g in self.open_groups if self.groups[g].owner == client]
+        running = [t.id for t in self.scheduler.live.values() if t.state is State.RUNNING]
+        self.groups[group.id] = group
+        self.open_groups.add(group.id)
+        self.refs[client, group.id] += 1
+        self.made_by[group.id] = client
+        parent = rnd.choice(outer) if outer and rnd.random() < 0.5 else 0
+        self.post(GroupMade(group, rnd.choice(running) if running and rnd.random() < 0.3 else 0, parent))
+
+    def close_group(self) -> None:
+        if self.open_groups:
+            id = self.rnd.choice(sorted(self.open_groups))
+            self.open_groups.discard(id)
+            self.post(GroupClosed(id))
+
+    def cancel_group(self) -> None:
+        if self.groups:
+            id = self.rnd.choice(list(self.groups))
+            grace = self.rnd.choice((None, None, 0.0))
+            self.post(CancelAsked(id, force=self.rnd.random() < 0.2, grace=grace))
 
     def put(self) -> None:
         client = self.client()
@@ -534,7 +596,7 @@ class Fake:
         self.post(CancelAsked(id, force=rnd.random() < 0.25, recursive=recursive, grace=grace))
 
     def hold(self) -> None:
-        held = self.held_by(KERNEL)
+        held = self.values_of(KERNEL)
         living = [client for client in OTHERS if client not in self.gone_clients]
         if held and living:
             client, id = self.rnd.choice(living), self.rnd.choice(held)
@@ -548,11 +610,12 @@ class Fake:
             client, id = self.rnd.choice(held)
             if client not in self.gone_clients:
                 self.refs[client, id] -= 1
+                self.open_groups.discard(id)
                 self.post(Released(client, [id]))
 
     def contain(self) -> None:
         """A value, there or on its way, has others inside that were made before it."""
-        held = self.held_by(KERNEL)
+        held = self.values_of(KERNEL)
         if len(held) > 1:
             *inside, outer = sorted(self.rnd.sample(held, min(len(held), 3)))
             self.post(Contains(outer, inside))
@@ -579,19 +642,22 @@ class Fake:
             self.gone_clients.add(client)
             for key in [key for key in self.refs if key[0] == client]:
                 del self.refs[key]
+                self.open_groups.discard(key[1])
             self.post(ClientGone(client))
 
     def time_goes_on(self) -> None:
         self.now += self.rnd.random()
         timer = self.scheduler.next_timer()
         if timer is not None and timer <= self.now:
-            self.timed |= {t.id for t in self.scheduler.live.values() if t.spec.timeout is not None}
             self.post(Tick())
 
     def something_happens(self) -> None:
         actions: list[tuple[Callable[[], None], float]] = [
             (self.submit, 2),
             (self.put, 0.3),
+            (self.make_group, 0.15),
+            (self.close_group, 0.15),
+            (self.cancel_group, 0.1),
             (self.cancel, 0.8),
             (self.hold, 0.2),
             (self.release, 3),
@@ -610,6 +676,8 @@ class Fake:
 
     def let_all_end(self) -> None:
         """Nobody asks for anything more; what is there comes to its end, with time and force if need be."""
+        while self.open_groups:
+            self.close_group()
         for round in range(20_000):
             self.pump()
             if not self.scheduler.live and not any(
@@ -640,6 +708,38 @@ def outcome(task: Task) -> dict[str, Any]:
     return dict(from_json(task.frame[HEADER_SIZE:])) if kind == Kind.FAILURE else {}
 
 
+def for_another(fake: Fake, task: Task) -> bool:
+    """It was cancelled because its parent or its group was, and that is true."""
+    if task.cancel is None:
+        return False
+    if task.cancel.source == "parent":
+        return fake.tasks[task.parent].cancel is not None
+    return task.cancel.source == "group" and task.group is not None and task.group.cancel is not None
+
+
+LEGAL = {
+    GroupState.RUNNING: {GroupState.CANCELLING, GroupState.COMPLETED, GroupState.FAILED, GroupState.CANCELLED},
+    GroupState.CANCELLING: {GroupState.FAILED, GroupState.CANCELLED},
+}
+
+
+def judge_groups(fake: Fake) -> None:
+    """Every group came to its end by a legal way, and its state is what its members make of it."""
+    for id, group in fake.groups.items():
+        states = fake.group_states[id]
+        assert group.kind, f"group {id} never ended: {states}"
+        assert all(after in LEGAL[before] for before, after in itertools.pairwise(states)), states
+        members = [t for t in fake.tasks.values() if t.group is group]
+        failed = any(t.state in (State.FAILED, State.CRASHED) for t in members)
+        if group.state is GroupState.COMPLETED:
+            assert not failed
+            assert group.cancel is None
+        if failed and group.cancel is None:
+            assert group.state is GroupState.FAILED
+        if group.cancel is not None and group.cancel.source in ("user", "group"):
+            assert group.state is GroupState.CANCELLED
+
+
 def judge(fake: Fake) -> None:
     """Every task came to a true end, told once."""
     for id, task in fake.tasks.items():
@@ -648,7 +748,7 @@ def judge(fake: Fake) -> None:
             assert fake.told.get(id + i) == [task.owner], f"{id + i} was told {fake.told.get(id + i)}"
         if task.state is State.COMPLETED:
             assert fake.returned[id] >= 1
-        if task.state is State.CANCELLED and id not in fake.asked:
+        if task.state is State.CANCELLED and id not in fake.asked and not for_another(fake, task):
             # Only because a dependency was, in whose place it stands.
             assert fake.begun[id] == 0, f"{id} was cancelled unasked"
         places = fake.items.get(id, [])
@@ -667,6 +767,7 @@ def test_a_random_walk_leaves_the_rules_whole_and_nothing_behind(seed: int) -> N
     fake.let_all_end()
     fake.scheduler.check()
     judge(fake)
+    judge_groups(fake)
     # Everything dropped: nothing is held any more.
     for (client, id), count in fake.refs.items():
         if count and client not in fake.gone_clients:
@@ -712,6 +813,7 @@ ALL_EVENTS = (
         Released,
     ),
     *(Fetched, ClientGone, WaitBegan, UnBlocked, Tick, Yielded, ItemContains, Taken, RoomAsked, GiveRoom),
+    *(GroupMade, GroupClosed, GroupTold),
     *(Run, CloseLease, Recall, Interrupt, Terminate, Kill, Retire, Deliver, DeliverValue, Announce, Drop),
 )
 
