@@ -144,7 +144,9 @@ class ObjectRefGenerator:
             StopAsyncIteration: there will be none. (A StopIteration does not get out of a coroutine.)
         """
         try:
-            place, ref = self._refs.popleft()
+            place = self._refs[0][0]
+            self._tell_taken(place)  # before it is taken: so a KeyboardInterrupt in between loses nothing
+            taken, ref = self._refs.popleft()
         except IndexError:
             # In this order: when the end is seen, all items were.
             kind = self._completed._kind
@@ -154,9 +156,13 @@ class ObjectRefGenerator:
                 raise StopAsyncIteration from None
             self._failure_given = True
             return self._completed
+        if taken != place:
+            self._tell_taken(taken)  # another thread has taken that one
+        return ref
+
+    def _tell_taken(self, place: int) -> None:
         if self._backpressure and not self._completed._kind:
             self._client.taken(self._completed.id, place + 1)
-        return ref
 
     def __repr__(self) -> str:
         label = f" {self.label}" if self.label else ""

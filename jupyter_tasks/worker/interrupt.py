@@ -8,7 +8,7 @@ late, twice, or for a task that has ended.
 Where an exception would vanish (inside `__del__` or a weakref callback) the handler raises nothing and comes back a
 moment later; where it vanished all the same, `sys.unraisablehook` tells, and it comes back too. Otherwise the task
 would stay "cancelling" for ever. An interrupt inside an import is raised, but marks the worker as tainted: a
-half-imported module stays broken in this process.
+half-imported module stays broken in this process. One that hits the bookkeeping of an event loop waits, too.
 
 The handler and `begin`/`end` belong to the main thread; `is_canceled` may be called from any thread.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -35,6 +36,9 @@ AGAIN_MOST = 0.05
 FRAMES_LOOKED_AT = 400  # deeper stacks are recursion of user code, where raising is right
 # Python frames under which an exception is printed and dropped instead of raised.
 _SWALLOWING_FILES = ("/weakref.py", "/_weakrefset.py", "<frozen _weakrefset>")
+_LIBRARY = os.path.dirname(os.__file__)
+_ASYNCIO = os.path.join(_LIBRARY, "asyncio", "")
+_SELECTORS = os.path.join(_LIBRARY, "selectors.py")
 
 
 class Guard:
@@ -132,7 +136,7 @@ class Guard:
         if not self.in_user_code or self.current not in self._asked or frame is None:
             self._late = self.current in self._asked
             return  # for a task that has ended, or one that has not begun and will be skipped
-        if frame.f_code in self._own_code or self._would_vanish(frame):
+        if frame.f_code in self._own_code or _is_event_loop(frame.f_code) or self._would_vanish(frame):
             self._come_back()
             return
         self._delay = AGAIN_FIRST
@@ -167,6 +171,14 @@ class Guard:
             self._come_back()
             return
         sys.__unraisablehook__(unraisable)
+
+
+def _is_event_loop(code: CodeType) -> bool:
+    """The loop's own bookkeeping. An exception there loses what it has just taken from its queue: the coroutine whose
+    turn it was never goes on, and its end is awaited for ever (one cancel in 200 of a busy loop). The loop sleeps in
+    `select`, where an exception does no harm."""
+    file = code.co_filename
+    return file.startswith(_ASYNCIO) or (file == _SELECTORS and code.co_name != "select")
 
 
 def _signal_main_thread(delay: float) -> None:

@@ -237,4 +237,4 @@ def note_ref(refs: list[ObjectRef], value: object) -> Any:
 
 
 # Where an interrupt waits until the user's code goes on.
-OWN_CODE = frozenset(function.__code__ for function in (_drive, _drive_async, _given, Sender.take))
+OWN_CODE = frozenset(function.__code__ for function in (drive, _drive, _drive_async, _given, Sender.take))
