@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor": {"backends", "engine", "wire"},
     "backends": {"engine", "wire"} | SYSTEM | {"supervisor.zygote"},
     "refs": {"client", "exceptions", "futures", "wire"},  # client: as a type only; futures: lazily
-    "futures": {"refs"},
+    "futures": {"exceptions", "refs", "wire.frames", "worker.context"},
     "client": {"exceptions", "refs", "show", "wire"},
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "wire"} | SYSTEM,
@@ -38,7 +38,21 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "functions": {"client", "launch", "session", "wire"},
     "api": {"exceptions", "functions", "refs", "session", "wire"},
-    "notebook": {"api", "client", "exceptions", "functions", "inplace", "refs", "session", "show", "wire"},
+    "executor": {"exceptions", "functions", "futures", "refs", "session", "wire", "worker.calls", "worker.context"},
+    "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
+    "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
+    "notebook": {
+        "api",
+        "client",
+        "exceptions",
+        "functions",
+        "inplace",
+        "joblib_register",
+        "refs",
+        "session",
+        "show",
+        "wire",
+    },
 }
 
 
@@ -81,8 +95,8 @@ def test_imports_point_down_only(path: Path) -> None:
 def test_public_names() -> None:
     """What we would defend for years. A new name here is a decision."""
     assert set(jupyter_tasks.__all__) == {
-        "ObjectRef", "RemoteFunction", "__version__", "cancel", "exceptions", "get", "get_runtime_context", "init",
-        "is_initialized", "load_ipython_extension", "progress", "put", "remote", "shutdown", "tasks", "track",
+        "Executor", "ObjectRef", "RemoteFunction", "__version__", "cancel", "exceptions", "get", "get_runtime_context", "init",
+        "is_initialized", "load_ipython_extension", "progress", "put", "register_joblib", "remote", "shutdown", "tasks", "track",
         "unload_ipython_extension", "wait",
     }  # fmt: skip
     for name in jupyter_tasks.__all__:
