@@ -63,7 +63,9 @@ class RefFuture(Future[Any]):
         call is passed on, as each `jt.cancel`: a task that has caught one interrupt gets another.
         """
         if self.take():
-            self._set_cancelled(TaskCancelledError("The call was cancelled before it was sent.", rung="pending"))
+            self._settle(
+                self._set_cancelled, TaskCancelledError("The call was cancelled before it was sent.", rung="pending")
+            )
             return True
         with self._condition:
             if self.done():
@@ -198,6 +200,7 @@ class RefFuture(Future[Any]):
             settle(outcome)
         except BaseException:
             LOGGER.exception("exception calling callback for %r", self)
+        self._ref = None  # the outcome is here, and shall not be kept at the supervisor, too
 
     def _set_cancelled(self, error: TaskCancelledError) -> None:
         cls = FutureForceCancelledError if isinstance(error, ForceCancelledError) else FutureCancelledError

@@ -35,7 +35,10 @@ MAX_NBYTES = 1_000_000  # bytes; joblib's default for arrays that are shared and
 
 
 class TasksBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
-    """Made by joblib, for each `parallel_config` or Parallel that asks for it."""
+    """Made by joblib for a `parallel_config` or a Parallel, and by itself for each Parallel of a `parallel_config`.
+
+    (They would all share the first one, also when one is a generator that feeds the other: see `configure`.)
+    """
 
     supports_retrieve_callback = True
     default_n_jobs = -1
@@ -47,8 +50,10 @@ class TasksBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
                 "instead of inner_max_num_threads."
             )
         super().__init__(nesting_level=nesting_level)
+        self._given = options
         self._options = {"grace": GRACE, **options}
         Executor(**self._options)  # an option that makes no sense is an error now
+        self.parallel: Any = None  # whose this one is
         self._executor: Executor | None = None  # of the call that is under way
         self._told: ThreadPoolExecutor | None = None
         self._bar: progress | None = None
@@ -81,11 +86,14 @@ class TasksBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         return int(cpus / each) if each else int(cpus)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **kwargs: Any) -> int:
-        """Called before the first call; one job is no task."""
+        """Before a call, by the Parallel that makes it. One job is no task."""
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        self.parallel = parallel
+        if self.parallel is not parallel:
+            own = TasksBackend(nesting_level=self.nesting_level, **self._given)
+            own.parallel = parallel
+            raise FallbackToBackend(own)
         self._n_jobs = n_jobs
         self._max_nbytes = kwargs.get("max_nbytes", MAX_NBYTES)
         return n_jobs
