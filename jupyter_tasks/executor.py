@@ -26,6 +26,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from jupyter_tasks import session
+from jupyter_tasks.client import _note_refs
 from jupyter_tasks.exceptions import JupyterTasksError, TaskCancelledError
 from jupyter_tasks.functions import RemoteFunction, remote
 from jupyter_tasks.futures import RefFuture, refuse_event_thread, slot_given_up
@@ -72,14 +73,12 @@ class _Call(RefFuture):
                 )
             code, first = self._way
             fn = code._register(self._client)[1]
-            ref = self._client.submit(fn, first + self._args, self._kwargs, code._name, code._extra, 1, _named)
+            named = functools.partial(_named, len(first))
+            ref = self._client.submit(fn, first + self._args, self._kwargs, code._name, code._extra, 1, named)
             assert isinstance(ref, ObjectRef)
             self.follow(ref)
         except Exception as error:
             self.fail(error)
-        except BaseException as error:  # the stop button
-            self.give_up(error)
-            raise
         finally:
             self.forget()
 
@@ -300,16 +299,23 @@ class Executor(concurrent.futures.Executor):
 
     def _send(self) -> None:
         """Sends what may be sent. Who submits, and the event thread when a call is over."""
-        while True:
-            with self._lock:
-                if not self._line or (self._max_workers is not None and self._sent >= self._max_workers):
-                    return
-                call = self._line.popleft()
-                if not call.take():
-                    continue  # it was cancelled
-                call.counted = True
-                self._sent += 1
-            call.send()
+        call: _Call | None = None
+        try:
+            while True:
+                with self._lock:
+                    if not self._line or (self._max_workers is not None and self._sent >= self._max_workers):
+                        return
+                    call = self._line[0]  # known before it is taken out: an interrupt must not lose it
+                    self._line.popleft()
+                    if not call.take():
+                        continue  # it was cancelled
+                    call.counted = True
+                    self._sent += 1
+                call.send()
+        except BaseException as error:  # the stop button
+            if call is not None:
+                call.give_up(error)
+            raise
 
     def _over(self, call: concurrent.futures.Future[Any]) -> None:
         """The first callback of each call."""
@@ -384,13 +390,24 @@ class Executor(concurrent.futures.Executor):
 
     def _way(self, fn: Callable[..., Any], label: str, width: int = 0, *, often: bool = False) -> _Way:
         """How `fn` is sent; `width`: in chunks, of so many arguments each; `often`: it will be called many times."""
-        if not _is_stateless(fn):
-            # Each call shall find it as it is here.
-            return _Way(self._carrier(label), (session.current_client().put(fn) if often else fn, width))
-        data, buffers = serialize.dumps(fn, root=label)
-        digest = hashlib.blake2b(f"{label} {width} ".encode() + data, digest_size=16)
-        for buffer in buffers:
-            digest.update(buffer.raw())
+        client = session.current_client()
+        often = often or "local_mode" in client.settings  # where a debugger wants the function itself
+        if _is_plain(fn):
+            refs: list[int] = []
+            data, buffers = serialize.dumps(fn, root=label, reducers=_note_refs(client, refs))
+            if not refs:  # those must live as long as the call
+                code = self._known_code(fn, label, width, [data, *(buffer.raw() for buffer in buffers)], often)
+                return _Way(code) if code is not None else _Way(self._carrier(label), (fn, width))
+        # Each call shall find it as it is here, and none what an earlier one has made of it.
+        return _Way(self._carrier(label), (client.put(fn) if often else fn, width))
+
+    def _known_code(
+        self, fn: Callable[..., Any], label: str, width: int, pickled: Iterable[bytes | memoryview], often: bool
+    ) -> RemoteFunction[Any] | None:
+        """What is sent once; None for a function that is met for the first time."""
+        digest = hashlib.blake2b(f"{label} {width} ".encode(), digest_size=16)
+        for data in pickled:
+            digest.update(data)
         key = digest.digest()
         with self._lock:
             often = often or key in self._known
@@ -400,7 +417,7 @@ class Executor(concurrent.futures.Executor):
             self._known[key] = code
             if len(self._known) > MOST_FUNCTIONS:
                 self._known.popitem(last=False)
-        return _Way(code) if code is not None else _Way(self._carrier(label), (fn, width))
+        return code
 
     def _carrier(self, label: str) -> RemoteFunction[Any]:
         """What runs functions that travel with their calls."""
@@ -411,8 +428,8 @@ class Executor(concurrent.futures.Executor):
             return self._carriers[label]
 
 
-def _is_stateless(fn: Callable[..., Any]) -> bool:
-    """A function; no bound method, partial, or object that is called."""
+def _is_plain(fn: Callable[..., Any]) -> bool:
+    """A function: no bound method, partial or other object, which has a state."""
     if isinstance(fn, BuiltinFunctionType):
         return fn.__self__ is None or isinstance(fn.__self__, ModuleType)
     return isinstance(fn, FunctionType)
@@ -424,12 +441,10 @@ def _name_of(fn: Callable[..., Any]) -> str:
     return str(getattr(fn, "__name__", type(fn).__name__))
 
 
-def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Names for the arguments, in error messages."""
-    names = ["function", "chunk"] if args and callable(args[0]) else []
-    for i in range(len(args) - len(names)):
-        names.append(f"argument {i}")
-    return {**dict(zip(names, args, strict=True)), **kwargs}
+def _named(ours: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Names for the arguments, in error messages; `ours` of them stand in front of the user's."""
+    named = {"function": args[0]} if ours else {}
+    return {**named, **{f"argument {i}": arg for i, arg in enumerate(args[ours:])}, **kwargs}
 
 
 def _in_chunks(arguments: Iterable[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:

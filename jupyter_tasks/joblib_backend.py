@@ -110,7 +110,9 @@ class TasksBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
 
     def start_call(self) -> None:
         """An executor of its own for each call: what is left of an aborted one finds its own closed."""
-        self._executor = Executor(self._n_jobs, **self._options)
+        # Where the slots are the limit, the next batches may wait where they are sooner begun.
+        unlimited = self._options.get("num_cpus", 1) and self._n_jobs == self._most()
+        self._executor = Executor(None if unlimited else self._n_jobs, **self._options)
         self._told = ThreadPoolExecutor(1, f"{THREAD_PREFIX}joblib")
 
     def submit(self, func: Any, callback: Callable[[Any], None] | None = None) -> Future[Any]:

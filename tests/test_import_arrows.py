@@ -38,7 +38,17 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "functions": {"client", "launch", "session", "wire"},
     "api": {"exceptions", "functions", "refs", "session", "wire"},
-    "executor": {"exceptions", "functions", "futures", "refs", "session", "wire", "worker.calls", "worker.context"},
+    "executor": {
+        "client",
+        "exceptions",
+        "functions",
+        "futures",
+        "refs",
+        "session",
+        "wire",
+        "worker.calls",
+        "worker.context",
+    },
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
     "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
     "notebook": {

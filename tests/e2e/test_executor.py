@@ -528,6 +528,22 @@ def test_refs_among_the_arguments_are_their_values(executor: jt.Executor) -> Non
     del ref
 
 
+def test_refs_inside_of_a_function_live_as_long_as_its_calls(executor: jt.Executor, tmp_path: Path) -> None:
+    def submit() -> list[Any]:
+        ref = jt.put("kept")
+
+        def late() -> Any:
+            words.hear(tmp_path / "go", 60)
+            return jt.get(ref)
+
+        return [executor.submit(late), executor.submit(late), next(iter([executor.map(lambda _: late(), [0])]))]
+
+    first, second, mapped = submit()
+    gc.collect()
+    words.say(tmp_path / "go")
+    assert [first.result(NET), second.result(NET), *mapped] == ["kept"] * 3
+
+
 def test_a_function_is_taken_as_it_is_at_each_call(executor: jt.Executor) -> None:
     """Also the names that it reads, and the state of a method's object; no copy of a worker's own goes on."""
     shared = {"factor": 2}
@@ -574,8 +590,10 @@ def test_a_function_is_sent_once(executor: jt.Executor) -> None:
 
 
 def test_what_is_wrong_with_a_call_its_future_tells(executor: jt.Executor) -> None:
-    for future in (executor.submit(len, threading.Lock()), executor.submit(threading.Lock().acquire)):
-        assert isinstance(future.exception(NET), UnserializableError)
+    unsendable = executor.submit(len, 1, [threading.Lock()]).exception(NET)
+    assert isinstance(unsendable, UnserializableError)
+    assert "'argument 1'[0]" in str(unsendable) or "argument 1[0]" in str(unsendable)
+    assert isinstance(executor.submit(threading.Lock().acquire).exception(NET), UnserializableError)
     with pytest.raises(TypeError):
         executor.submit(abs).result(NET)
     with jt.Executor(num_cpus=100) as greedy, pytest.raises(ValueError, match="100 CPU"):
