@@ -93,8 +93,29 @@ def test_n_jobs_bounds_what_runs() -> None:
 
 
 @pytest.mark.usefixtures("backend")
-def test_a_generator_that_feeds_another() -> None:
-    """It does not block the thread that brings its results."""
+def test_a_generator_that_feeds_another(tmp_path: Path) -> None:
+    """It is read where a wait for its results does not keep them from coming, and has an executor of its own.
+
+    1. The outer call has taken what it wants ahead; 2. one of its calls is over, and the next item is read;
+    3. only then may the inner call for that item end.
+    """
+    ahead = 4
+
+    def items(results: Iterator[int]) -> Iterator[Any]:
+        for i in range(10):
+            if i >= ahead:
+                words.say(tmp_path / "reading")
+            yield delayed(pow)(next(results), 2)
+
+    def number(i: int) -> int:
+        if i >= ahead:
+            words.hear(tmp_path / "reading", 60)
+        return i
+
+    with joblib.parallel_config(backend="jupyter_tasks", num_cpus=0):  # those that wait take no slot
+        inner = Parallel(return_as="generator", batch_size=1, pre_dispatch="all")(delayed(number)(i) for i in range(10))
+    outer = Parallel(return_as="generator", batch_size=1, pre_dispatch=ahead)(items(inner))
+    assert list(outer) == [i * i for i in range(10)]
     inner = Parallel(return_as="generator")(delayed(abs)(-i) for i in range(20))
     assert list(Parallel(return_as="generator")(delayed(pow)(x, 2) for x in inner)) == [i * i for i in range(20)]
 
