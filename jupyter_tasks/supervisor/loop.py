@@ -857,13 +857,17 @@ class Supervisor:
                 yield running.spec.name
 
     def _tasks_op(self, question: dict[str, Any]) -> Any:
-        tasks = self._scheduler.tasks(question.get("limit", HISTORY))
+        wanted = question.get("ids")
+        tasks: Sequence[Task]
+        if wanted is None:
+            tasks = self._scheduler.tasks(question.get("limit", HISTORY))
+        else:
+            tasks = [task for id in wanted if (task := self._scheduler.find(id)) is not None]
         for task in tasks:
             if task.id in self._usage and task.state not in FINAL:
                 self._sample(task)
-        wanted = question.get("ids")
         return {
-            "tasks": [self._record(task) for task in tasks if wanted is None or task.id in wanted],
+            "tasks": [self._record(task) for task in tasks],
             "live": len(self._scheduler.live),
         }
 
