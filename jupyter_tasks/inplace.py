@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from jupyter_tasks.client import Client, refuse_foreign
+from jupyter_tasks.client import Client
 from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
@@ -200,6 +200,7 @@ class InPlaceClient(Client):
         self.notes = _Notes()
         self._dropped = deque()
         self.dropped = self._dropped.append
+        self._threads = None
         self._live: dict[int, _Task] = {}
         self._history: deque[_Task] = deque(maxlen=HISTORY)
         self._lock = threading.Lock()  # of the history
@@ -419,7 +420,7 @@ class InPlaceClient(Client):
 
         def note(each: object) -> Any:
             if type(each) is ObjectRef:
-                refuse_foreign(self, each)
+                self.leaves(each)
                 found.append(each)
             return NotImplemented
 
