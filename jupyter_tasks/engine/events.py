@@ -75,9 +75,9 @@ __all__ = [
     "thread_slots",
 ]
 
-# What running tasks have submitted comes before what was submitted outside, and deeper before that: a task that waits for
-# its children gives its slot back, and would otherwise let all others begin, and wait, first (measured: 40 tasks three
-# deep had 82 workers, 150 did not end in a minute).
+# What running tasks have submitted comes before what was submitted outside, and deeper before that: a task that waits
+# for its children gives its slot back, and would otherwise let all others begin, and wait, first (measured: 40 tasks
+# three deep had 82 workers, 150 did not end in a minute).
 MOST_DEPTH = 1 << 20
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
 
