@@ -45,16 +45,19 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
 
-__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome"]
+__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
+BURST_BYTES = 1 << 18  # of tasks that go in one write: what a socket's buffer takes at once, about
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
 STALE_LEADER = 2.0  # seconds without reading after which a leader's lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
 Listener = Callable[[int, int, int, bytes], None]
+
+PackedCall = tuple[shared.Payload, dict[str, Any]]  # arguments, and the options that come of the refs among them
 
 _CLOSE = -1  # for the event thread: close this descriptor
 _SIMPLE = frozenset({int, float, bool, str, bytes, type(None)})
@@ -231,20 +234,89 @@ class Client:
                 self._pending[id] = ref
                 self._send(HEADER.pack(len(body), Kind.TASK, 0, 0, fn, id) + body)
                 return ref
-        payload, deps, pins = self.pack_arguments(args, kwargs, named)
-        if deps or pins:
-            if len(deps) > MOST_DEPENDENCIES:
-                payload.close()
-                raise ValueError(
-                    f"A task takes at most {MOST_DEPENDENCIES:,} refs as arguments, not {len(deps):,}. Put them in a "
-                    "list, and call jt.get(list) in the task."
-                )
-            options = {**(options or {})}
-            if deps:
-                options["deps"] = deps
-            if pins:
-                options["pins"] = pins
+        payload, more = self._pack_call(args, kwargs, named)
+        if more:
+            options = {**(options or {}), **more}
         return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
+
+    def pack_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], named: Callable[..., Mapping[str, Any]] | None = None
+    ) -> PackedCall:
+        """One call for `submit_calls`. Its payload is the caller's to close until it is submitted.
+
+        Raises:
+            UnserializableError: an argument cannot be sent.
+        """
+        if not kwargs and all(type(arg) in _SIMPLE for arg in args):
+            head = b"\0" + pickle.dumps((args, kwargs), 5)
+            if len(head) <= shared.INLINE_LIMIT:
+                return shared.Payload(head, None, len(head)), {}
+        return self._pack_call(args, kwargs, named)
+
+    def _pack_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], named: Callable[..., Mapping[str, Any]] | None
+    ) -> PackedCall:
+        payload, deps, pins = self.pack_arguments(args, kwargs, named)
+        if len(deps) > MOST_DEPENDENCIES:
+            payload.close()
+            raise ValueError(
+                f"A task takes at most {MOST_DEPENDENCIES:,} refs as arguments, not {len(deps):,}. Put them in a "
+                "list, and call jt.get(list) in the task."
+            )
+        more = {}
+        if deps:
+            more["deps"] = deps
+        if pins:
+            more["pins"] = pins
+        return payload, more
+
+    def submit_calls(
+        self,
+        fn: int,
+        calls: Iterable[PackedCall],
+        label: str,
+        options: dict[str, Any] | None,
+        num_returns: int = 1,
+        group: int = 0,
+    ) -> list[Any]:
+        """Many tasks of this function in few writes. Returns for each what `submit` would.
+
+        An error or interrupt on the way leaves some of them submitted, with nobody who knows their refs.
+        """
+        if self.parent is not None and (parent := self.parent()):
+            options = {**(options or {}), "parent": parent}
+        if group:
+            options = {**(options or {}), "group": group}
+        common = _options_head(options)
+        results: list[Any] = []
+        refs: list[ObjectRef] = []
+        frames: list[bytes] = []
+        size = 0
+        try:
+            for payload, more in calls:
+                id = self.new_ids(num_returns)
+                own = [ObjectRef(self, id + i, label) for i in range(num_returns)]
+                refs += own
+                results.append(own if num_returns > 1 else own[0])
+                for ref in own:
+                    self._pending[ref.id] = ref
+                head, flags = _options_head({**(options or {}), **more}) if more else common
+                if payload.fd is None:
+                    body = head + payload.head
+                    frames.append(HEADER.pack(len(body), Kind.TASK, flags, 0, fn, id) + body)
+                    size += len(body)
+                if frames and (payload.fd is not None or size > BURST_BYTES):
+                    self._send(b"".join(frames))
+                    frames, size = [], 0
+                if payload.fd is not None:
+                    self._send_payload(Kind.TASK, id, head + payload.head, payload, fn=fn, flags=flags)
+            if frames:
+                self._send(b"".join(frames))
+        except BaseException:
+            for ref in refs:
+                self._pending.pop(ref.id, None)
+            raise
+        return results
 
     def submit_packed(
         self,
@@ -263,9 +335,8 @@ class Client:
         flags = 0
         body = payload.head
         if options is not None:
-            text = to_json(options)
-            body = len(text).to_bytes(4, "little") + text + body
-            flags = Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
+            head, flags = _options_head(options)
+            body = head + body
         for ref in refs:
             self._pending[ref.id] = ref
         self._send_payload(kind, id, body, payload, fn=fn, flags=flags)
@@ -302,10 +373,10 @@ class Client:
         deps.append(arg.id)
         return Dependency(arg.id)
 
-    def put(self, value: Any) -> ObjectRef:
-        """Stores a value at the supervisor; returns its ref."""
+    def put(self, value: Any, root: str = "value") -> ObjectRef:
+        """Stores a value at the supervisor; returns its ref. `root` is what an error calls the value."""
         pins: list[int] = []
-        data, buffers = serialize.dumps(value, root="value", reducers=_note_refs(self, pins))
+        data, buffers = serialize.dumps(value, root=root, reducers=_note_refs(self, pins))
         payload = shared.pack(data, buffers)
         id = next(self._ids)
         ref = ObjectRef(self, id, "put")
@@ -901,6 +972,14 @@ def read_welcome(sock: socket.socket) -> dict[str, Any]:
     if kind != Kind.HELLO or "refused" in welcome:
         raise exceptions.JupyterTasksError(welcome.get("refused", "This is not a supervisor of jupyter_tasks."))
     return dict(welcome)
+
+
+def _options_head(options: dict[str, Any] | None) -> tuple[bytes, int]:
+    """How a TASK's body begins, and its flags."""
+    if options is None:
+        return b"", 0
+    text = to_json(options)
+    return len(text).to_bytes(4, "little") + text, Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
 
 
 def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:

@@ -34,12 +34,13 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"exceptions", "refs", "show", "wire"},
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "wire"} | SYSTEM,
-    "inplace": {"client", "refs", "wire", "worker.execution"},
+    "inplace": {"client", "engine", "refs", "wire", "worker.execution"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
-    "functions": {"client", "launch", "session", "wire"},
+    "functions": {"client", "launch", "mapping", "session", "wire"},
+    "mapping": {"client", "exceptions", "groups", "refs", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "wire"},
     "api": {"exceptions", "functions", "refs", "session", "wire"},
-    "notebook": {"api", "client", "exceptions", "functions", "inplace", "refs", "session", "show", "wire"},
+    "notebook": {"api", "client", "exceptions", "functions", "groups", "inplace", "refs", "session", "show", "wire"},
 }
 
 

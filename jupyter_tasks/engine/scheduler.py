@@ -1189,12 +1189,13 @@ class Scheduler:
         if group.owner > 1:
             self._owned.setdefault(group.owner, set()).add(group.id)
         task = self.find(event.task) if event.task else None
-        outer = self.groups.get(event.parent or (task.group if task is not None else 0))
-        if outer is None:
+        outer = self.objects.get(event.parent or (task.group if task is not None else 0))
+        if not isinstance(outer, Group):
             return
-        group.parent = outer.id
-        outer.live[group.id] = None
-        if outer.cancel is not None:
+        if not outer.kind:
+            group.parent = outer.id
+            outer.live[group.id] = None
+        if outer.cancel is not None:  # also if it is over by now: its block may be open
             wish = CancelAsked(group.id, source="group", reason=outer.cancel.reason, grace=outer.cancel.grace)
             self._cancel_group(group, wish, now)
 
