@@ -94,7 +94,9 @@ class Kernel:
         )
         directory.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "TMPDIR": str(directory), "IPYTHONDIR": str(directory / "ipython")}
-        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=str(Path(__file__).parent))
+        # The package under test, and what stands beside this file.
+        path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=os.pathsep.join(path))
         self.manager.start_kernel(env=env, cwd=str(directory))
         self.client = self.manager.client()
         self.client.start_channels()
