@@ -6,14 +6,21 @@ supervisor for this process (0.05 to 0.1 s); inside a worker it connects to the 
 
 from __future__ import annotations
 
+import math
+import numbers
+import os
+import socket
 from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from jupyter_tasks import exceptions, session
 from jupyter_tasks.refs import ObjectRef
+from jupyter_tasks.streams import ObjectRefGenerator
+from jupyter_tasks.waiting import AsCompleted
 from jupyter_tasks.wire.frames import Kind, show_id
 
 __all__ = [
+    "as_completed",
     "cancel",
     "get",
     "get_runtime_context",
@@ -21,6 +28,9 @@ __all__ = [
     "tasks",
     "wait",
 ]
+
+
+Waitable = TypeVar("Waitable", ObjectRef, ObjectRefGenerator, ObjectRef | ObjectRefGenerator)
 
 
 # -- values -------------------------------------------------------------------------------------------------------
@@ -47,8 +57,9 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
         TaskCancelledError, TaskError (also an instance of what the task raised), WorkerCrashedError,
         TaskTimeoutError, OutOfMemoryError, ObjectLostError: what became of the task. A list raises for its first ref
         that failed, without waiting for the others.
-        TypeError: something else than a ref was given. (In a cell, a name that holds a ref in the notebook holds its
-            value already; such a value is returned as it is.)
+        ValueError: something else than a ref, list or tuple was given, or `timeout` makes no sense. (In a cell, a name
+            that holds a ref in the notebook holds its value already; such a value is returned as it is.)
+        TypeError: something in the list is no ref.
     """
     try:
         if isinstance(refs, ObjectRef):
@@ -57,10 +68,12 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
         if worker is not None and worker.replaced:
             return _get_replaced(refs, worker.replaced, timeout, cancel_on_interrupt)
         if not isinstance(refs, (list, tuple)):
-            raise TypeError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}.")
+            if isinstance(refs, ObjectRefGenerator):
+                raise TypeError(f"get() takes an ObjectRef or a list of them, not {_kind_of(refs)}.")
+            raise ValueError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}.")
         for i, ref in enumerate(refs):
             if not isinstance(ref, ObjectRef):
-                raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {type(ref).__name__}.")
+                raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {_kind_of(ref)}.")
         return _get_list(list(refs), timeout, cancel_on_interrupt)
     except exceptions.JupyterTasksError as error:
         # Our own frames say nothing about the task. Those of an error that was raised in place do.
@@ -68,22 +81,31 @@ def get(refs: Any, *, timeout: float | None = None, cancel_on_interrupt: bool = 
         raise error.with_traceback(frames) from error.__cause__
 
 
+def _kind_of(value: object) -> str:
+    """What somebody takes for a ref; if it has refs, how to come by them."""
+    if not isinstance(value, ObjectRefGenerator):
+        return type(value).__name__
+    return (
+        "ObjectRefGenerator. It hands out refs: [jt.get(ref) for ref in generator]; jt.get(generator.completed()) "
+        "waits for the end of its task"
+    )
+
+
 def _get_replaced(refs: Any, replaced: frozenset[int], timeout: float | None, cancel_on_interrupt: bool) -> Any:
     """In a cell, whose names hold values where the notebook's hold refs: `get` of such a value is the value."""
     if id(refs) in replaced:
         return refs
-    several = isinstance(refs, (list, tuple))
-    for i, ref in enumerate(refs if several else [refs]):
+    if not isinstance(refs, (list, tuple)):
+        raise ValueError(f"get() takes an ObjectRef or a list of them, not {type(refs).__name__}.")
+    for i, ref in enumerate(refs):
         if not isinstance(ref, ObjectRef) and id(ref) not in replaced:
-            what = f"item {i} is" if several else "not"
-            raise TypeError(f"get() takes an ObjectRef or a list of them; {what} {type(ref).__name__}.")
+            raise TypeError(f"get() takes an ObjectRef or a list of them; item {i} is {_kind_of(ref)}.")
     got = iter(_get_list([ref for ref in refs if isinstance(ref, ObjectRef)], timeout, cancel_on_interrupt))
     return [next(got) if isinstance(ref, ObjectRef) else ref for ref in refs]
 
 
 def _get_list(refs: list[ObjectRef], timeout: float | None, cancel_on_interrupt: bool) -> list[Any]:
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout must not be negative, but is {timeout}.")
+    timeout = _checked_timeout(timeout)
     if not refs:
         return []
     try:
@@ -124,39 +146,75 @@ def _timed_out(refs: list[ObjectRef], timeout: float | None) -> exceptions.GetTi
 
 
 def wait(
-    refs: Sequence[ObjectRef], *, num_returns: int = 1, timeout: float | None = None
-) -> tuple[list[ObjectRef], list[ObjectRef]]:
+    refs: Sequence[Waitable], *, num_returns: int = 1, timeout: float | None = None
+) -> tuple[list[Waitable], list[Waitable]]:
     """Waits until `num_returns` of the refs are final, or `timeout` seconds have passed.
+
+    Args:
+        refs: also generators: one is ready when `next` does not block, since an item is there or the task is over.
 
     Returns:
         (ready, not_ready): at most `num_returns` ready ones, both in the order given. Failed and cancelled tasks
         count as ready.
 
     Raises:
-        TypeError: not a list of refs.
+        TypeError: not a list of refs, or `timeout` is no number.
         ValueError: duplicates, `num_returns` out of range, a negative timeout.
     """
-    if isinstance(refs, ObjectRef):
-        raise TypeError("wait() takes a list of ObjectRefs; put the ref in a list.")
-    refs = list(refs)
-    for i, ref in enumerate(refs):
-        if not isinstance(ref, ObjectRef):
-            raise TypeError(f"wait() takes a list of ObjectRefs; item {i} is {type(ref).__name__}.")
-    if len(set(refs)) != len(refs):
-        raise ValueError("wait() was given a ref twice.")
+    refs = _checked_refs(refs, "wait", (ObjectRef, ObjectRefGenerator))
+    timeout = _checked_timeout(timeout)
     if not refs:
         return [], []
     if isinstance(num_returns, bool) or not isinstance(num_returns, int) or not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns must be between 1 and {len(refs)}, but is {num_returns!r}.")
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout must not be negative, but is {timeout}.")
     open_refs = [ref for ref in refs if not ref._kind]
     wanted = num_returns - (len(refs) - len(open_refs))
     if wanted > 0:
         open_refs[0]._client.wait(open_refs, wanted, timeout)
-    ready = [ref for ref in refs if ref.is_final][:num_returns]
+    ready = [ref for ref in refs if ref._kind][:num_returns]
     taken = set(ready)
     return ready, [ref for ref in refs if ref not in taken]
+
+
+def as_completed(refs: Iterable[ObjectRef], *, timeout: float | None = None) -> AsCompleted:
+    """An iterator over the refs in the order in which they become final, for `for` and for `async for`.
+
+    Those that are final already come first, in the order given; failed and cancelled ones come, too. The iterator
+    forgets each ref that it has given out. It may be left at any time, and gone on with after a KeyboardInterrupt; it
+    is for one thread at a time. The tasks go on in any case.
+
+    Args:
+        timeout: seconds from this call until the last ref.
+
+    Raises:
+        GetTimeoutError: from the iterator; says how many are open. What is final is given out before.
+        TypeError: not a list of refs, or `timeout` is no number.
+        ValueError: duplicates, a negative timeout.
+    """
+    return AsCompleted(_checked_refs(refs, "as_completed"), _checked_timeout(timeout))
+
+
+def _checked_refs(refs: Iterable[Waitable], verb: str, allowed: type | tuple[type, ...] = ObjectRef) -> list[Waitable]:
+    if isinstance(refs, (ObjectRef, ObjectRefGenerator)):
+        raise TypeError(f"{verb}() takes a list of ObjectRefs; put the ref in a list.")
+    found = list(refs)
+    for i, ref in enumerate(found):
+        if not isinstance(ref, allowed):
+            raise TypeError(f"{verb}() takes a list of ObjectRefs; item {i} is {_kind_of(ref)}.")
+    if len(set(found)) != len(found):
+        raise ValueError(f"{verb}() was given a ref twice.")
+    return found
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    """Seconds, or None for no limit."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real):
+        raise TypeError(f"timeout must be a number of seconds or None, but is {timeout!r}.")
+    if not timeout >= 0:  # not a number is neither
+        raise ValueError(f"timeout must not be negative, but is {timeout}.")
+    return None if timeout == math.inf else float(timeout)
 
 
 def put(value: Any) -> ObjectRef:
@@ -172,7 +230,7 @@ def put(value: Any) -> ObjectRef:
 
 
 def cancel(
-    ref: ObjectRef,
+    ref: ObjectRef | ObjectRefGenerator,
     *,
     force: bool = False,
     recursive: bool = True,
@@ -183,7 +241,8 @@ def cancel(
 
     A task that has not started never does. One that runs gets a KeyboardInterrupt in its main thread; with `grace`, its
     process is ended after that many seconds. With `force` the process and all it started are killed at once: no
-    except, finally or atexit of it runs. A task that is over is left alone. May be called again.
+    except, finally or atexit of it runs. A task that is over is left alone. May be called again. A generator task gets
+    its KeyboardInterrupt where it is, also at its `yield`; items that it has made stay.
 
     Args:
         recursive: also the tasks that it has submitted.
@@ -193,6 +252,8 @@ def cancel(
         TypeError: not a ref.
         ValueError: a negative `grace`.
     """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel() takes an ObjectRef, not {type(ref).__name__}. For actors there is jt.kill(actor).")
     if grace is not None and grace < 0:
@@ -214,18 +275,61 @@ def tasks() -> list[dict[str, Any]]:
 
 
 class RuntimeContext:
-    """Where this code runs. Got by `get_runtime_context()`."""
+    """Where this code runs. Got by `get_runtime_context()`, which may be kept. Any thread; starts nothing.
+
+    What is said of a task is None, or empty, where none runs: in the notebook, in a program, and in a thread that
+    goes on after its task.
+    """
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
 
+    def _facts(self) -> Any:
+        return self._worker.task_facts() if self._worker is not None else None
+
     def get_task_id(self) -> str | None:
-        """The running task's id as `%tasks` shows it; None outside a task."""
+        """The running task's id as `%tasks` shows it."""
         return show_id(self._worker.task_id) if self._worker is not None and self._worker.task_id else None
+
+    def get_task_name(self) -> str | None:
+        """The task's name: the option `name`, or the function's; of a cell its NAME or label."""
+        facts = self._facts()
+        return facts.name if facts is not None else None
+
+    def get_task_function_name(self) -> str | None:
+        """Module and qualified name of the task's function; None in a cell."""
+        facts = self._facts()
+        return facts.function_name if facts is not None else None
+
+    def get_attempt_number(self) -> int:
+        """How often the task was begun before: 0 in its first attempt, and outside a task."""
+        facts = self._facts()
+        return facts.attempt if facts is not None else 0
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """What the task takes while it runs, by resource: {"CPU": 1.0}. Without those that it takes nothing of."""
+        facts = self._facts()
+        return facts.resources if facts is not None else {}
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """The devices given to this task, as they stand in its CUDA_VISIBLE_DEVICES: {"GPU": ["0"]}."""
         return {"GPU": list(self._worker.config["gpus"]) if self._worker is not None else []}
+
+    def get_actor_id(self) -> str | None:
+        """None: this is no actor."""
+        return None
+
+    def get_worker_id(self) -> str:
+        """The process that runs this code: its pid, as text."""
+        return str(os.getpid())
+
+    def get_node_id(self) -> str:
+        """The name of this machine."""
+        return socket.gethostname()
+
+    def get_job_id(self) -> str | None:
+        """The session, for the notebook and all its tasks the same; None before it has begun."""
+        return session.session_id()
 
     def is_canceled(self) -> bool:
         """The running task was asked to stop. For loops that want to stop at a good place; about 0.2 us."""
@@ -233,5 +337,5 @@ class RuntimeContext:
 
 
 def get_runtime_context() -> RuntimeContext:
-    """Where this code runs: the task's id, and whether it was asked to stop."""
+    """Where this code runs: the task's id and name, what it was given, and whether it was asked to stop."""
     return RuntimeContext(session.here())

@@ -25,17 +25,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks import exceptions
 from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
 from jupyter_tasks.show import show_bytes
+from jupyter_tasks.streams import GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import (
+    ALL_TAKEN,
     CLIENT_SHIFT,
     FUNCTION_SHIFT,
     HEADER,
     HEADER_SIZE,
+    ITEM_OF,
     PROTOCOL,
     Flag,
     Kind,
@@ -45,19 +48,23 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
 
-__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome"]
+if TYPE_CHECKING:
+    from jupyter_tasks.threads import ThreadHost
+
+__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome", "refuse_foreign"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
 BURST_BYTES = 1 << 18  # of tasks that go in one write: what a socket's buffer takes at once, about
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
-STALE_LEADER = 2.0  # seconds without reading after which a leader's lock counts as left behind by an interrupt
+MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
+STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
 Listener = Callable[[int, int, int, bytes], None]
 
-PackedCall = tuple[shared.Payload, dict[str, Any]]  # arguments, and the options that come of the refs among them
+PackedCall = tuple[shared.Payload, dict[str, Any] | None]  # arguments, and options with what they refer to
 
 _CLOSE = -1  # for the event thread: close this descriptor
 _SIMPLE = frozenset({int, float, bool, str, bytes, type(None)})
@@ -169,19 +176,24 @@ class Client:
         self._pending: dict[int, ObjectRef] = {}
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
+        self._waiters_lock = threading.Lock()
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
-        self._dropped: deque[RefNote] = deque()  # notes of refs that are gone; only the reader thread takes them out
+        self._streams: dict[int, GeneratorNote] = {}  # one for each generator whose task is not over, by its id
+        # Notes of refs, and generators, that are gone; only the reader thread takes them out.
+        self._dropped: deque[RefNote | GeneratorNote] = deque()
         self.dropped = self._dropped.append
         self._inbox = _Inbox(0)
         self._read_lock = threading.RLock()
         self._reading_since = 0.0
+        self._unread = (0.0, 0.0)  # reader thread: a leader's `_reading_since`, and since when bytes lie there for it
         self._send_lock = threading.Lock()
         self._sending: tuple[memoryview, list[int], list[int]] | None = None
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._last_event = -1  # key of the frame that the event thread took last
         self._fds_taken = -1  # key of the last frame whose descriptors have an owner
         self._event_thread: threading.Thread | None = None
+        self._threads: ThreadHost | None = None
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         if self._epoll is not None:
             self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
@@ -195,7 +207,7 @@ class Client:
         fn: int = next(self._function_ids)
         text = to_json(options)
         body = len(text).to_bytes(4, "little") + text + payload.head
-        self._send_payload(Kind.FUNCTION, 0, body, payload, fn=fn)
+        self.send_payload(Kind.FUNCTION, 0, body, payload, fn=fn)
         return fn
 
     def submit(
@@ -216,10 +228,8 @@ class Client:
         Raises:
             UnserializableError: an argument cannot be sent.
         """
-        if self.parent is not None and (parent := self.parent()):
-            options = {**(options or {}), "parent": parent}
-        if (group := current_group.get()) is not None:
-            options = {**(options or {}), "group": group.id_for(self)}
+        if self.parent is not None or current_group.get() is not None:
+            options = self.belonging(options)
         plain = options is None and not kwargs and num_returns == 1
         if plain:
             for arg in args:
@@ -234,13 +244,84 @@ class Client:
                 self._pending[id] = ref
                 self._send(HEADER.pack(len(body), Kind.TASK, 0, 0, fn, id) + body)
                 return ref
-        payload, more = self._pack_call(args, kwargs, named)
-        if more:
-            options = {**(options or {}), **more}
-        return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
+        payload, options = self._packed(args, kwargs, named, options)
+        return self.submit_packed(Kind.TASK, fn, payload, label, _plain_member(options), num_returns)
+
+    def submit_stream(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        *,
+        backpressure: bool = False,
+    ) -> ObjectRefGenerator:
+        """The same for a generator function."""
+        payload, options = self._packed(args, kwargs, named, self.belonging(options))
+        generator = self.new_stream(self.new_ids(1), label, backpressure=backpressure)
+        # With options, if only empty ones: a generator shares its packet with no other task.
+        self.submit_packed(Kind.TASK, fn, payload, label, options or {}, ref=generator.completed())
+        return generator
+
+    def new_stream(self, id: int, label: str, *, backpressure: bool) -> ObjectRefGenerator:
+        """What a generator task that is submitted next hands out its items by."""
+        completed = ObjectRef(self, id, label)
+        generator = ObjectRefGenerator(self, completed, backpressure=backpressure)
+        note = GeneratorNote(generator, self.dropped)
+        note.id = id
+        self._streams[id] = note
+        self.when_final(completed, self._stream_over)
+        return generator
+
+    @property
+    def threads(self) -> ThreadHost:
+        """Who runs thread tasks here."""
+        with self._hold_lock:
+            if self._threads is None:
+                from jupyter_tasks.threads import ThreadHost
+
+                self._threads = ThreadHost(self)
+            return self._threads
+
+    def belonging(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        """A task's options, and to which task and group it belongs: by where this is called."""
+        if self.parent is not None and (parent := self.parent()):
+            options = {**(options or {}), "parent": parent}
+        if (group := current_group.get()) is not None:
+            options = {**(options or {}), "group": group.id_for(self)}
+        return options
+
+    def _packed(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None,
+        options: dict[str, Any] | None,
+    ) -> tuple[shared.Payload, dict[str, Any] | None]:
+        """Arguments ready for the wire; what they refer to is among the options."""
+        payload, deps, pins = self.pack_arguments(args, kwargs, named)
+        if deps or pins:
+            if len(deps) > MOST_DEPENDENCIES:
+                payload.close()
+                raise ValueError(
+                    f"A task takes at most {MOST_DEPENDENCIES:,} refs as arguments, not {len(deps):,}. Put them in a "
+                    "list, and call jt.get(list) in the task."
+                )
+            options = {**(options or {})}
+            if deps:
+                options["deps"] = deps
+            if pins:
+                options["pins"] = [*options.get("pins", ()), *pins]
+        return payload, options
 
     def pack_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], named: Callable[..., Mapping[str, Any]] | None = None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> PackedCall:
         """One call for `submit_calls`. Its payload is the caller's to close until it is submitted.
 
@@ -250,57 +331,37 @@ class Client:
         if not kwargs and all(type(arg) in _SIMPLE for arg in args):
             head = b"\0" + pickle.dumps((args, kwargs), 5)
             if len(head) <= shared.INLINE_LIMIT:
-                return shared.Payload(head, None, len(head)), {}
-        return self._pack_call(args, kwargs, named)
-
-    def _pack_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], named: Callable[..., Mapping[str, Any]] | None
-    ) -> PackedCall:
-        payload, deps, pins = self.pack_arguments(args, kwargs, named)
-        if len(deps) > MOST_DEPENDENCIES:
-            payload.close()
-            raise ValueError(
-                f"A task takes at most {MOST_DEPENDENCIES:,} refs as arguments, not {len(deps):,}. Put them in a "
-                "list, and call jt.get(list) in the task."
-            )
-        more = {}
-        if deps:
-            more["deps"] = deps
-        if pins:
-            more["pins"] = pins
-        return payload, more
+                return shared.Payload(head, None, len(head)), options
+        return self._packed(args, kwargs, named, options)
 
     def submit_calls(
-        self,
-        fn: int,
-        calls: Iterable[PackedCall],
-        label: str,
-        options: dict[str, Any] | None,
-        num_returns: int = 1,
-        group: int = 0,
+        self, fn: int, calls: Iterable[PackedCall], label: str, num_returns: int = 1, group: int = 0
     ) -> list[Any]:
         """Many tasks of this function in few writes. Returns for each what `submit` would.
 
         An error or interrupt on the way leaves some of them submitted, with nobody who knows their refs.
+
+        Args:
+            group: that they are made members of.
         """
-        if self.parent is not None and (parent := self.parent()):
-            options = {**(options or {}), "parent": parent}
-        if group:
-            options = {**(options or {}), "group": group}
-        common = _options_head(options)
+        belonging = {**(self.belonging(None) or {}), **({"group": group} if group else {})}
+        same: dict[str, Any] | None = None  # options of the call before: most have the very same
+        head, flags = _options_head(_plain_member(belonging))
         results: list[Any] = []
         refs: list[ObjectRef] = []
         frames: list[bytes] = []
         size = 0
         try:
-            for payload, more in calls:
+            for payload, options in calls:
                 id = self.new_ids(num_returns)
                 own = [ObjectRef(self, id + i, label) for i in range(num_returns)]
                 refs += own
                 results.append(own if num_returns > 1 else own[0])
                 for ref in own:
                     self._pending[ref.id] = ref
-                head, flags = _options_head({**(options or {}), **more}) if more else common
+                if options is not same:
+                    head, flags = _options_head(_plain_member({**(options or {}), **belonging}))
+                    same = options
                 if payload.fd is None:
                     body = head + payload.head
                     frames.append(HEADER.pack(len(body), Kind.TASK, flags, 0, fn, id) + body)
@@ -309,7 +370,7 @@ class Client:
                     self._send(b"".join(frames))
                     frames, size = [], 0
                 if payload.fd is not None:
-                    self._send_payload(Kind.TASK, id, head + payload.head, payload, fn=fn, flags=flags)
+                    self.send_payload(Kind.TASK, id, head + payload.head, payload, fn=fn, flags=flags)
             if frames:
                 self._send(b"".join(frames))
         except BaseException:
@@ -327,11 +388,15 @@ class Client:
         options: dict[str, Any] | None,
         num_returns: int = 1,
         id: int | None = None,
+        ref: ObjectRef | None = None,
     ) -> ObjectRef | list[ObjectRef]:
-        """The same with arguments that are packed already; `id` is one that `new_ids` gave."""
-        if id is None:
-            id = self.new_ids(num_returns)
-        refs = [ObjectRef(self, id + i, label) for i in range(max(1, num_returns))]
+        """The same with arguments that are packed already; `id` is one that `new_ids` gave, `ref` was made with one."""
+        if ref is not None:
+            id, refs = ref.id, [ref]
+        else:
+            if id is None:
+                id = self.new_ids(num_returns)
+            refs = [ObjectRef(self, id + i, label) for i in range(max(1, num_returns))]
         flags = 0
         body = payload.head
         if options is not None:
@@ -339,7 +404,7 @@ class Client:
             body = head + body
         for ref in refs:
             self._pending[ref.id] = ref
-        self._send_payload(kind, id, body, payload, fn=fn, flags=flags)
+        self.send_payload(kind, id, body, payload, fn=fn, flags=flags)
         return refs[0] if num_returns <= 1 else refs
 
     def new_ids(self, count: int) -> int:
@@ -369,12 +434,14 @@ class Client:
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
         if type(arg) is not ObjectRef:
             return arg
-        _refuse_foreign(self, arg)
+        refuse_foreign(self, arg)
+        if self._threads is not None:
+            self._threads.share(arg)
         deps.append(arg.id)
         return Dependency(arg.id)
 
-    def put(self, value: Any, root: str = "value") -> ObjectRef:
-        """Stores a value at the supervisor; returns its ref. `root` is what an error calls the value."""
+    def put(self, value: Any, *, root: str = "value") -> ObjectRef:
+        """Stores a value at the supervisor; returns its ref. `root` names the value in errors."""
         pins: list[int] = []
         data, buffers = serialize.dumps(value, root=root, reducers=_note_refs(self, pins))
         payload = shared.pack(data, buffers)
@@ -382,7 +449,7 @@ class Client:
         ref = ObjectRef(self, id, "put")
         ref._body = None
         ref._kind = Kind.RESULT
-        self._send_payload(Kind.PUT, id, payload.head, payload)
+        self.send_payload(Kind.PUT, id, payload.head, payload)
         if pins:
             self.contains(id, pins)
         return ref
@@ -418,6 +485,11 @@ class Client:
         wish = {"force": force, "recursive": recursive, "source": source, "reason": reason, "grace": grace}
         self._send(frame(Kind.CANCEL, id, to_json(wish)))
 
+    def taken(self, id: int, count: int) -> None:
+        """Of the items of this generator task so many were taken, counted from its first."""
+        with contextlib.suppress(exceptions.ObjectLostError):
+            self._send(frame(Kind.TAKEN, id, fn=count))
+
     def hold(self, id: int) -> ObjectRef:
         """A ref that has arrived inside a value."""
         with self._hold_lock:
@@ -440,7 +512,7 @@ class Client:
         """Blocks until `count` (default: all) of the refs are final. Returns whether it came to that.
 
         Args:
-            refs: refs or slots of this client, each once.
+            refs: refs, generators or slots of this client, each once.
             timeout: seconds; None waits for ever, 0 looks once.
             or_failed: it is enough that one of them has failed (only where all are awaited).
 
@@ -475,7 +547,7 @@ class Client:
                     self._let_go()
             if self.closed:
                 # Whoever noticed the end may not have told all yet.
-                self._say_lost([ref for ref in goal.refs if not ref._kind])
+                self._say_lost([_end_of(ref) for ref in goal.refs if not ref._kind])
             if goal.is_reached():
                 return True
             if end is not None and time.monotonic() >= end:
@@ -510,9 +582,7 @@ class Client:
         mine = [ref for ref in goal.refs if not ref._kind]
         try:
             for ref in mine:
-                if ref._waiters is None:
-                    ref._waiters = []
-                ref._waiters.append(lock)
+                self.add_waiter(ref, lock)
             while not goal.is_reached() and not self.closed:  # after registering: what came in between is seen here
                 # Look now and then all the same: the leader may have left with nobody to follow.
                 rest = READER_NAP if end is None else min(READER_NAP, end - time.monotonic())
@@ -526,6 +596,17 @@ class Client:
                 if waiters is not None and lock in waiters:
                     waiters.remove(lock)
 
+    def add_waiter(self, ref: Any, waiter: Any) -> None:
+        """Has `waiter.release()` called once the ref is final, perhaps more than once, by whoever reads the socket.
+
+        Who adds looks afterwards whether it is final already. Any thread.
+        """
+        if ref._waiters is None:
+            with self._waiters_lock:  # two threads at once must not make two lists
+                if ref._waiters is None:
+                    ref._waiters = []
+        ref._waiters.append(waiter)
+
     def _rearm(self) -> None:
         self._reading_since = 0.0
         if self._epoll is not None and not self.closed:
@@ -535,7 +616,7 @@ class Client:
     def _readable(self, timeout: float) -> bool:
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLIN)
-        return bool(poll.poll(max(0, timeout) * 1000))
+        return bool(poll.poll(min(max(0, timeout), MOST_POLL) * 1000))  # whoever waits looks at the clock again
 
     def _read(self) -> None:
         """One receive and what it brought. Only by the holder of the lock."""
@@ -618,6 +699,13 @@ class Client:
                 slot._body = body
                 self._final(slot, kind)
                 self._replies.pop(id, None)
+        elif kind == Kind.ITEM:
+            self._tell(key, kind, flags, id, body)
+            task, place = ITEM_OF.unpack_from(body)
+            generator = self._generator(task)
+            if generator is not None:
+                generator._arrived = max(generator._arrived, place + 1)
+                self._wake(generator)
         else:
             self._tell(key, kind, flags, id, body, fds)
 
@@ -629,6 +717,9 @@ class Client:
         ref._kind = kind
         if kind != Kind.RESULT:
             self.failures += 1  # after the kind: who sees the new count finds the failure
+        self._wake(ref)
+
+    def _wake(self, ref: Any) -> None:
         waiters = ref._waiters
         if waiters:
             for lock in list(waiters):
@@ -648,6 +739,8 @@ class Client:
         if ref._kind != Kind.RESULT:
             raise self._error(ref._kind, ref._body or b"", ref)
         if ref._body is None:
+            if hasattr(ref, "_local"):  # of a thread task: the object itself
+                return ref._local
             data, buffers = self._fetch(ref)
         else:
             data, buffers = shared.unpack(ref._body, None, writable=True)
@@ -673,17 +766,22 @@ class Client:
 
     def _error(self, kind: int, body: bytes, ref: ObjectRef) -> BaseException:
         if kind == Kind.ERROR:
-            return _task_error(body, ref.task_id, ref.label, self.namespace)
+            original = ref._local if hasattr(ref, "_local") else None  # of a thread task: the error itself
+            return _task_error(body, ref.task_id, ref.label, self.namespace, original)
         return failure_error(from_json(body))
 
-    def when_final(self, ref: ObjectRef, callback: Callable[[ObjectRef], None]) -> None:
-        """Calls `callback(ref)` in the event thread once the ref is final."""
+    def when_final(self, ref: Any, callback: Callable[[Any], None]) -> bool:
+        """Calls `callback(ref)` in the event thread once the ref is final (a generator: has a ref to take, or is over).
+
+        False if that thread has ended, with the connection.
+        """
         self._need_events()
         if ref._callbacks is None:
             ref._callbacks = []
         ref._callbacks.append(callback)
         if ref._kind:
             self._events.put((None, ref))
+        return self._event_thread is not None and self._event_thread.is_alive()
 
     # -- questions --------------------------------------------------------------------------------------------
 
@@ -707,9 +805,21 @@ class Client:
             raise failure_error(from_json(slot._body or b"{}"))
         return from_json(slot._body or b"null")
 
+    def pending(self, id: int) -> ObjectRef | None:
+        """The ref with this id, if it is not final yet."""
+        return self._pending.get(id)
+
+    def say(self, data: bytes) -> None:
+        """Sends a frame.
+
+        Raises:
+            ObjectLostError: the supervisor has gone.
+        """
+        self._send(data)
+
     # -- sending ----------------------------------------------------------------------------------------------
 
-    def _send_payload(
+    def send_payload(
         self, kind: int, id: int, body: bytes, payload: shared.Payload, *, fn: int = 0, flags: int = 0
     ) -> None:
         fds = [payload.fd] if payload.fd is not None else []
@@ -760,12 +870,17 @@ class Client:
     def _release_frame(self) -> bytes:
         """Reader thread only, where no KeyboardInterrupt can come between taking a note and telling it."""
         ids = array.array("Q")
+        nobody_takes = b""
         dropped, notes = self._dropped, self.notes
         for _ in range(len(dropped)):
             note = dropped.popleft()
+            if isinstance(note, GeneratorNote):
+                self._streams.pop(note.id, None)
+                nobody_takes += frame(Kind.TAKEN, note.id, fn=ALL_TAKEN)
+                continue
             notes.pop(id(note), None)
             ids.append(note.id)
-        return frame(Kind.RELEASE, 0, ids.tobytes())
+        return frame(Kind.RELEASE, 0, ids.tobytes()) + nobody_takes
 
     # -- threads ----------------------------------------------------------------------------------------------
 
@@ -811,9 +926,24 @@ class Client:
                 self._parse()
             self._rearm()
             self._read_lock.release()
-        elif 0 < self._reading_since < time.monotonic() - STALE_LEADER and self._readable(0):
+        elif self._leader_is_gone():
             self._read_lock = threading.RLock()
             self._rearm()
+
+    def _leader_is_gone(self) -> bool:
+        """Bytes lie unread for STALE_LEADER seconds, though somebody has the lock.
+
+        One look is not enough: a leader that has waited for long is only just being woken by what we see. Whoever took
+        these bytes from under it would leave it waiting for ever.
+        """
+        since = self._reading_since
+        if not since or not self._readable(0):
+            self._unread = (0.0, 0.0)
+            return False
+        now = time.monotonic()
+        if self._unread[0] != since:
+            self._unread = (since, now)
+        return now - self._unread[1] > STALE_LEADER
 
     def _need_events(self) -> None:
         if self._event_thread is None and not self._closing:
@@ -828,39 +958,90 @@ class Client:
         self._events.put((None, done))
         done.wait(timeout)
 
-    def _tell_events(self) -> None:
-        event: Any = None
-        while True:
-            event = body = None  # while nothing happens, nothing is held: a ref here would keep its value alive
-            event = self._events.get()
-            if event is None:
-                return
-            if event[0] is None:
-                if isinstance(event[1], threading.Event):
-                    event[1].set()
-                elif isinstance(event[1], _Slot):
-                    self._close_given_up(event[1])
-                else:
-                    self._call_back(event[1])
-                continue
-            key, kind, flags, id, body, fds = event
-            if key <= self._last_event:
-                continue
-            self._last_event = key
-            if kind == _CLOSE:
-                os.close(id)
-                continue
-            if fds:
-                data, _ = shared.unpack(body, fds[0], writable=False)
-                body = bytes(data)
-                os.close(fds[0])
-            if self.listener is not None:
-                try:
-                    self.listener(kind, flags, id, body)
-                except Exception:
-                    import traceback
+    def until_told(self) -> bool:
+        """The same also in the event thread, where a callback may wait for what stands behind it. False if that thread
+        has ended, with the connection."""
+        thread = self._event_thread
+        if thread is None or not thread.is_alive():
+            return False
+        if threading.current_thread() is not thread:
+            self.drain_events()
+            return True
+        with contextlib.suppress(queue.Empty):
+            while self._tell_one(self._events.get_nowait()):
+                pass
+        return True
 
-                    traceback.print_exc()
+    def _tell_events(self) -> None:
+        while self._tell_one(self._events.get()):
+            pass  # while nothing happens, nothing is held: a ref here would keep its value alive
+
+    def _tell_one(self, event: Any) -> bool:
+        """One of the things that are for the event thread. False for the last."""
+        if event is None:
+            self._events.put(None)  # a callback may have taken it, and the thread itself must see it
+            return False
+        if event[0] is None:
+            if isinstance(event[1], threading.Event):
+                event[1].set()
+            elif isinstance(event[1], _Slot):
+                self._close_given_up(event[1])
+            else:
+                self._call_back(event[1])
+            return True
+        key, kind, flags, id, body, fds = event
+        if key <= self._last_event:
+            return True
+        self._last_event = key
+        if kind == _CLOSE:
+            os.close(id)
+            return True
+        if kind == Kind.ITEM:
+            self._add_item(flags, id, body)
+            return True
+        if kind in (Kind.TASK, Kind.CANCEL):
+            (self.threads.begin if kind == Kind.TASK else self.threads.stop)(id)
+            return True
+        if fds:
+            data, _ = shared.unpack(body, fds[0], writable=False)
+            body = bytes(data)
+            os.close(fds[0])
+        if self.listener is not None:
+            try:
+                self.listener(kind, flags, id, body)
+            except Exception:
+                import traceback
+
+                traceback.print_exc()
+        return True
+
+    # -- generators -------------------------------------------------------------------------------------------
+
+    def _generator(self, id: int) -> ObjectRefGenerator | None:
+        """The one of this task, while somebody holds it and the task is not over."""
+        note = self._streams.get(id)
+        return note() if note is not None else None
+
+    def _add_item(self, flags: int, id: int, body: bytes) -> None:
+        """Event thread. One of a generator that is gone is released in the usual way: with its ref."""
+        task, place = ITEM_OF.unpack_from(body)
+        generator = self._generator(task)
+        ref = ObjectRef(self, id, f"{generator.label}[{place}]" if generator is not None else "")
+        ref._task = task
+        ref._body = None if flags & Flag.BIG else body[ITEM_OF.size :]
+        if self._threads is not None:
+            self._threads.item_made(task, place, ref)
+        ref._kind = Kind.RESULT
+        if generator is not None:
+            generator._refs.append((place, ref))
+            generator._made += 1
+
+    def _stream_over(self, completed: ObjectRef) -> None:
+        """Event thread; behind all of its items."""
+        generator = self._generator(completed.id)
+        self._streams.pop(completed.id, None)
+        if generator is not None:
+            self._call_back(generator)
 
     def _close_given_up(self, slot: _Slot) -> None:
         if slot._kind:  # otherwise its answer comes by here
@@ -871,7 +1052,7 @@ class Client:
                 self._fetches.pop(serial, None)
 
     @staticmethod
-    def _call_back(ref: ObjectRef) -> None:
+    def _call_back(ref: Any) -> None:
         callbacks, ref._callbacks = ref._callbacks, None
         for callback in callbacks or ():
             try:
@@ -890,6 +1071,8 @@ class Client:
         self._say_lost([*list(self._pending.values()), *list(self._replies.values()), *fetches])
         for table in (self._pending, self._replies, self._fetches):
             table.clear()
+        if self._threads is not None:
+            self._threads.lost()
 
     def _say_lost(self, open_ones: Iterable[Any]) -> None:
         """Any thread, once `closed` is set. Two at the same time write the same."""
@@ -974,6 +1157,11 @@ def read_welcome(sock: socket.socket) -> dict[str, Any]:
     return dict(welcome)
 
 
+def _plain_member(options: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A member of a group that is nothing else may share a packet, as a task without options; generators may not."""
+    return {**options, "plain": True} if options is not None and options.keys() == {"group"} else options or None
+
+
 def _options_head(options: dict[str, Any] | None) -> tuple[bytes, int]:
     """How a TASK's body begins, and its flags."""
     if options is None:
@@ -987,14 +1175,21 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
 
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
-            _refuse_foreign(client, value)
+            refuse_foreign(client, value)
+            if client._threads is not None:
+                client._threads.share(value)
             pins.append(value.id)
         return NotImplemented
 
     return reduce
 
 
-def _refuse_foreign(client: Client, ref: ObjectRef) -> None:
+def _end_of(ref: Any) -> Any:
+    """What becomes final when the supervisor is lost, for one who waits for this."""
+    return ref.completed() if isinstance(ref, ObjectRefGenerator) else ref
+
+
+def refuse_foreign(client: Client, ref: ObjectRef) -> None:
     """Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value."""
     if ref._client is not client:
         raise exceptions.ObjectLostError(
@@ -1005,11 +1200,13 @@ def _refuse_foreign(client: Client, ref: ObjectRef) -> None:
 # -- foreign words become ours, here and only here -----------------------------------------------------------
 
 
-def _task_error(body: bytes, task_id: str, name: str, namespace: dict[str, Any] | None) -> exceptions.JupyterTasksError:
+def _task_error(
+    body: bytes, task_id: str, name: str, namespace: dict[str, Any] | None, original: BaseException | None
+) -> exceptions.JupyterTasksError:
     """An ERROR's body becomes what `get` raises."""
     record = pickle.loads(body)
-    cause: BaseException | None = None
-    if record["exception"] is not None:
+    cause = original
+    if cause is None and record["exception"] is not None:
         try:
             cause = serialize.loads(record["exception"], namespace=namespace)
         except Exception:
@@ -1075,7 +1272,12 @@ def _cancelled(record: dict[str, Any], who: str, facts: dict[str, Any]) -> excep
     elif rung == "pending":
         message = f"{who} was cancelled before it started (by {source}{reason})."
     else:
-        how = {"interrupt": "interrupted", "terminate": "ended by SIGTERM", "kill": "killed"}[rung]
+        how = {
+            "ask": "its function ended after it was asked to stop,",
+            "interrupt": "interrupted",
+            "terminate": "ended by SIGTERM",
+            "kill": "killed",
+        }[rung]
         message = f"{who} was cancelled (by {source}{reason}): {how} after {seconds:.2f} s."
     cls = exceptions.ForceCancelledError if record.get("force") else exceptions.TaskCancelledError
     return cls(message, source=source, reason=record["reason"], rung=rung, seconds=seconds, **facts)

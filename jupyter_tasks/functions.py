@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from jupyter_tasks import launch, session
+from jupyter_tasks.refs import ObjectRef
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
@@ -22,11 +23,14 @@ T = TypeVar("T")
 
 _OPTIONS = frozenset(
     {
+        "executor",
+        "interruptible",
         "name",
         "num_cpus",
         "num_gpus",
         "resources",
         "num_returns",
+        "generator_backpressure",
         "max_retries",
         "retry_backoff",
         "retry_delay",
@@ -36,6 +40,9 @@ _OPTIONS = frozenset(
         "memory",
     }
 )
+
+
+_RAYS_NAMES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 
 
 class RemoteFunction(Generic[T]):
@@ -52,10 +59,23 @@ class RemoteFunction(Generic[T]):
         self._function = function
         self._options = _checked(options)
         self._name = str(self._options.get("name") or getattr(function, "__name__", type(function).__name__))
-        self._num_returns = self._options.get("num_returns", 1)
+        num_returns = self._options.get("num_returns")
+        if num_returns is None and _makes_items(function):
+            num_returns = "streaming"
+        self._generator: str | None = num_returns if isinstance(num_returns, str) else None
+        self._num_returns = 1 if num_returns is None or self._generator else num_returns
+        self._backpressure = self._options.get("generator_backpressure")
+        if self._backpressure is not None and self._generator != "streaming":
+            raise ValueError(
+                f"generator_backpressure is for generator functions with num_returns='streaming', and {self._name} "
+                f"{f'has num_returns={num_returns!r}' if num_returns is not None else 'is none: use yield'}."
+            )
+        self._thread = self._options.get("executor") == "thread"
+        _check_executor(self._options, self._name)
         self._signature = _signature(function)
         self._lock = threading.Lock()
         self._known: tuple[Client, int] | None = None  # for this client, the code has this id
+        self._captured: dict[int, ObjectRef] = {}  # refs that the code reads, as they were when it was sent
         self._extra: dict[str, Any] | None = None  # options each task carries, None for none
         if any(self._options.get(key) is not None for key in ("timeout", "memory")):
             self._extra = {"announce": True}
@@ -63,6 +83,8 @@ class RemoteFunction(Generic[T]):
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submits a call. Returns its ObjectRef at once (a list for num_returns=N, None for 0).
+
+        For a generator function it returns an ObjectRefGenerator, which hands out a ref for each item as it is made.
 
         Refs among the arguments are awaited and replaced by their values; refs inside lists, dicts or objects
         stay refs. Large arrays arrive as read-only views, without a copy.
@@ -73,13 +95,20 @@ class RemoteFunction(Generic[T]):
             ValueError: it needs more of a resource than there is.
         """
         self._check(args, kwargs)
+        if self._thread:
+            return self._in_thread(args, kwargs)
         known = self._known
         client = known[0] if known is not None else session.current_client()
         if known is None or client.closed:
             client = session.current_client()
             known = self._register(client)
+        extra = self._with_captured()
+        if self._generator == "streaming":
+            return client.submit_stream(
+                known[1], args, kwargs, self._name, extra, self._named, backpressure=bool(self._backpressure)
+            )
         num_returns = self._num_returns
-        ref = client.submit(known[1], args, kwargs, self._name, self._extra, max(1, num_returns), self._named)
+        ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
 
     def map(self, iterable: Iterable[Any], /, *more: Iterable[Any], **common: Any) -> list[Any]:
@@ -114,12 +143,13 @@ class RemoteFunction(Generic[T]):
         return self._submit_all(tuples, common, check=True)
 
     def _submit_all(self, calls: Iterable[Any], common: dict[str, Any], *, check: bool) -> list[Any]:
-        from jupyter_tasks.mapping import submit_all
+        from jupyter_tasks.mapping import submit_all, submit_each
 
+        if self._thread or self._generator == "streaming":
+            return submit_each(self.remote, calls, common, self._name)
         client, fn = self._register(session.current_client())
-        returns = max(1, self._num_returns)
         refs = submit_all(
-            *(client, fn, calls, common, self._name, self._extra, returns),
+            *(client, fn, calls, common, self._name, self._with_captured(), max(1, self._num_returns)),
             named=self._named,
             check=self._check if check else None,
         )
@@ -131,6 +161,27 @@ class RemoteFunction(Generic[T]):
                 self._signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{self._name}(): {error}") from None
+
+    def _with_captured(self) -> dict[str, Any] | None:
+        if not self._captured:
+            return self._extra
+        return {**(self._extra or {}), "pins": list(self._captured)}
+
+    def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        client = session.current_client()
+        check_demand(self._options, client.settings["total"], self._name)
+        options = {"cpus": 0, **self._code_options()}
+        retry = _retry_types(self._options)
+        ref = client.threads.submit(self._function, args, kwargs, self._name, options, retry_exceptions=retry)
+        return None if self._num_returns == 0 else ref
+
+    def _code_options(self) -> dict[str, Any]:
+        """The options as the supervisor and the worker want them."""
+        options = _wire_options(self._options, self._name)
+        if self._generator is not None:
+            options["generator"] = self._generator
+            options["backpressure"] = self._backpressure or 0
+        return options
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by the names that the function gives them."""
@@ -149,13 +200,21 @@ class RemoteFunction(Generic[T]):
                 return self._known
             check_demand(self._options, client.settings["total"], self._name)
             extras: dict[str, Any] = {"sources": _sources(self._function)}
-            retry = self._options.get("retry_exceptions", False)
-            if retry:
-                extras["retry_exceptions"] = True if retry is True else tuple(retry)
+            if retry := _retry_types(self._options):
+                extras["retry_exceptions"] = retry
+            from jupyter_tasks.client import refuse_foreign
             from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
 
-            data, buffers = serialize.dumps((self._function, extras), root=self._name)
-            options = _wire_options(self._options, self._name)
+            captured: dict[int, ObjectRef] = {}
+
+            def note(value: object) -> Any:
+                if type(value) is ObjectRef:
+                    refuse_foreign(client, value)
+                    captured[value.id] = value
+                return NotImplemented
+
+            data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
+            options = self._code_options()
             held = session.current()
             if held is None or isinstance(held, launch.Session) or held.client is not client:
                 # Modules that can be imported here now can be imported there.
@@ -163,6 +222,8 @@ class RemoteFunction(Generic[T]):
                 fn = client.new_function(shared.pack(data, buffers), options)
             else:  # it could be sent, and is not: a debugger wants the function itself
                 fn = held.client.learn(self._function, options, extras)
+            # As long as this object can make tasks; and each task pins them, since a worker may learn the code late.
+            self._captured = captured
             self._known = (client, fn)
             return self._known
 
@@ -196,8 +257,19 @@ def remote(*args: Any, **options: Any) -> Any:
             task with GPUs sees them in CUDA_VISIBLE_DEVICES, without it that variable is untouched. BLAS and OpenMP
             get `num_cpus` threads, unless OMP_NUM_THREADS and the like are set.
         resources: the same for other resources, by name.
-        num_returns: how many refs `remote()` returns; the function then returns that many values.
-        max_retries: how often a task is run again when its worker crashes. Default 3.
+        executor: "process" (default), or "thread": it runs in this process, and arguments and results are the objects
+            themselves. It takes no CPU unless `num_cpus` says so. A thread cannot be killed: a cancel sets the flag
+            that `get_runtime_context().is_canceled()` reads, `force` and `grace` do nothing more, and `get` raises
+            when the function has ended.
+        interruptible: with executor="thread": a cancel and a timeout also raise KeyboardInterrupt in the function,
+            between two of its lines, so not while a system call or C code lasts, and perhaps in a `finally`.
+        num_returns: how many refs `remote()` returns; the function then returns, or yields, that many values.
+            "streaming", the default for generator functions (also async ones): an ObjectRefGenerator, which hands out a
+            ref for each item while the task goes on. "dynamic": one ref, to a sequence of refs of all items. A further
+            attempt of a task that streams makes its items anew; those that were made already are kept.
+        generator_backpressure: the task waits while so many items are made and not yet taken by `next`; its slot is
+            free then. Default: it never waits. Also under Ray's name `_generator_backpressure_num_objects`.
+        max_retries: how often a task is run again when its worker crashes; -1 for as often as it takes. Default 3.
         retry_exceptions: True, or a list of exception types for which it is run again, too.
         retry_delay: seconds before it is run again. Default 0.
         retry_backoff: how many times longer each further delay is, up to 5 minutes. Default 2.
@@ -219,32 +291,93 @@ def remote(*args: Any, **options: Any) -> Any:
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    options = {_RAYS_NAMES.get(name, name): value for name, value in options.items()}
     for name, value in options.items():
         if name not in _OPTIONS:
-            raise TypeError(f"Unknown option {name!r}. Options are: {', '.join(sorted(_OPTIONS))}.")
-        if value is None or name in ("name", "resources", "retry_exceptions"):
+            from jupyter_tasks.ray_options import what_instead
+
+            instead = what_instead(name)
+            why = f"jupyter_tasks has no option {name!r}. {instead}" if instead else f"Unknown option {name!r}."
+            raise TypeError(f"{why} Options are: {', '.join(sorted(_OPTIONS))}.")
+        if name == "retry_exceptions":
+            _check_retry_exceptions(value)
+        if name == "resources":
+            _check_resources(value)
+        if value is None or name in ("executor", "name", "resources", "retry_exceptions"):
+            continue
+        if name == "interruptible":
+            if not isinstance(value, bool):
+                raise ValueError(f"interruptible must be True or False, but is {value!r}.")
+            continue
+        if name == "max_retries" and value == -1 and not isinstance(value, float):
+            continue  # as often as it takes
+        if name == "num_returns" and isinstance(value, str):
+            if value not in ("streaming", "dynamic"):
+                raise ValueError(f"num_returns must be a whole number, 'streaming' or 'dynamic', but is {value!r}.")
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != value:
             raise ValueError(f"{name} must be a number that is not negative, but is {value!r}.")
-        if name in ("num_returns", "max_retries") and not isinstance(value, int):
+        if name in ("num_returns", "max_retries", "generator_backpressure") and not isinstance(value, int):
             raise ValueError(f"{name} must be a whole number, but is {value!r}.")
-        if name in ("timeout", "memory") and value == 0:
+        if name in ("timeout", "memory", "generator_backpressure") and value == 0:
             raise ValueError(f"{name} must be more than 0; leave it out for no limit.")
     return dict(options)
 
 
+def _check_executor(options: dict[str, Any], name: str) -> None:
+    executor = options.get("executor", "process")
+    if executor not in ("process", "thread"):
+        raise ValueError(f"executor must be 'process' or 'thread', but is {executor!r}.")
+    if executor == "process":
+        if options.get("interruptible") is not None:
+            raise ValueError(f"{name}: interruptible is for executor='thread'; processes always are.")
+        return
+    for option in ("memory", "num_gpus"):
+        if options.get(option):
+            raise ValueError(
+                f"{name}: {option} is for executor='process'; a thread shares the memory and devices of its process."
+            )
+
+
+def _retry_types(options: dict[str, Any]) -> Any:
+    """For which errors a task is run again: True, False or a tuple of types."""
+    retry = options.get("retry_exceptions", False)
+    return retry if isinstance(retry, bool) else tuple(retry or ())
+
+
+def _check_resources(wanted: Any) -> None:
+    """A negative amount would give, not take."""
+    if wanted is None:
+        return
+    if not isinstance(wanted, dict) or not all(isinstance(name, str) for name in wanted):
+        raise TypeError(f"resources must be a dict of names and amounts, but is {wanted!r}.")
+    for name, amount in wanted.items():
+        if name in ("CPU", "GPU") or name.startswith("thread:"):
+            raise ValueError(f"resources must not hold {name!r}; use num_{name.lower()}s.")
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
+            raise ValueError(f"resources[{name!r}] must be a number that is not negative, but is {amount!r}.")
+
+
+def _check_retry_exceptions(wanted: Any) -> None:
+    """A worker can do nothing with anything else, and would notice late."""
+    if wanted is None or isinstance(wanted, bool):
+        return
+    types = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    if types is not wanted or not all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
+        raise TypeError(f"retry_exceptions must be True, False or a list of exception types, but is {wanted!r}.")
+
+
 def _wire_options(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The options as the supervisor wants them."""
     wire: dict[str, Any] = {"name": name}
     for ours, theirs in (("num_cpus", "cpus"), ("num_gpus", "gpus"), ("resources", "resources")):
         if options.get(ours) is not None:
             wire[theirs] = options[ours]
-    for key in ("timeout", "grace", "max_retries", "retry_delay", "retry_backoff"):
+    for key in ("timeout", "grace", "max_retries", "retry_delay", "retry_backoff", "interruptible"):
         if options.get(key) is not None:
             wire[key] = options[key]
     if options.get("memory") is not None:
         wire["memory"] = int(options["memory"])
-    if options.get("num_returns") is not None:
+    if isinstance(options.get("num_returns"), int):
         wire["num_returns"] = options["num_returns"]
     return wire
 
@@ -275,6 +408,13 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     except (ValueError, TypeError):
         return None
     return signature
+
+
+def _makes_items(function: Callable[..., Any]) -> bool:
+    call = (
+        function if inspect.isroutine(function) or isinstance(function, functools.partial) else type(function).__call__
+    )
+    return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
 
 
 def _sources(function: Callable[..., Any]) -> dict[str, str]:

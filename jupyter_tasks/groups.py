@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jupyter_tasks import exceptions, session
 from jupyter_tasks.refs import ObjectRef, current_group
+from jupyter_tasks.stopbutton import StopButton
 from jupyter_tasks.wire.frames import Kind, from_json
+from jupyter_tasks.worker import context
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
@@ -215,19 +217,49 @@ class TaskGroup:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        stopped: BaseException | None = None
+        if context.current_worker() is not None:
+            stopped = self._wait_in_worker(error)
+        else:
+            with StopButton(lambda: None) as button:
+                self._wait_with(button, error)
+                self._call_hooks()
+            stopped = KeyboardInterrupt if button.presses else None
+        return self._outcome(error, stopped)
+
+    def _wait_with(self, button: StopButton, error: BaseException | None) -> None:
+        """Until all members are final. The stop button cancels them, pressed again it ends their processes."""
+        self._leave(error)
         line = _Line(self)
+        heard = 0
+        while not self._end.is_final:
+            if button.presses > heard:
+                self._cancel(force=heard > 0, source="interrupt")
+                heard += 1
+                continue
+            line.show()
+            try:
+                try:
+                    button.raises = True
+                    self._end._client.wait([self._end], None, LINE_EVERY if line.is_shown else None)
+                finally:
+                    button.raises = False
+            except KeyboardInterrupt:
+                button.presses += 1
+        line.clear()
+
+    def _wait_in_worker(self, error: BaseException | None) -> type[BaseException] | None:
+        """The same in a task, whose signal is the supervisor's: it means that the task is to stop."""
+        # The type only: an exception that its own frames hold is a cycle, and would keep the group for a while.
+        stopped: type[BaseException] | None = None
         while not self._is_final():
             try:
                 self._leave(error)
-                line.show()
-                self._end._client.wait([self._end], None, LINE_EVERY if line.is_shown else None)
-            except KeyboardInterrupt as stop:
-                self._cancel(force=stopped is not None, source="interrupt")
-                stopped = stop
-        line.clear()
+                self._end._client.wait([self._end])
+            except KeyboardInterrupt:
+                self._cancel(source="interrupt")
+                stopped = KeyboardInterrupt
         self._call_hooks()
-        return self._outcome(error, stopped)
+        return stopped
 
     async def __aenter__(self) -> TaskGroup:
         return self.__enter__()
@@ -237,14 +269,14 @@ class TaskGroup:
     ) -> bool:
         import asyncio
 
-        stopped: BaseException | None = None
+        stopped: type[BaseException] | None = None
         while not self._is_final():
             try:
                 self._leave(error)
                 await self._end._until_final()
             except (asyncio.CancelledError, KeyboardInterrupt) as stop:
                 self._cancel(force=stopped is not None, source="interrupt", reason="the code around it was cancelled")
-                stopped = stop
+                stopped = type(stop)
         for result in self._call_hooks():
             if inspect.isawaitable(result):
                 try:
@@ -313,7 +345,7 @@ class TaskGroup:
 
     # -- what comes out of it -----------------------------------------------------------------------------------
 
-    def _outcome(self, error: BaseException | None, stopped: BaseException | None) -> bool:
+    def _outcome(self, error: BaseException | None, stopped: type[BaseException] | None) -> bool:
         """For `__exit__`: raises, or says whether the block's own error is to be dropped."""
         if stopped is not None:
             raise stopped
@@ -346,7 +378,10 @@ class TaskGroup:
             (error,) = errors.values()
             # As `jt.get`: without our own frames, but with those of an error that was raised in place.
             frames = error.__cause__.__traceback__ if error.__cause__ is not None else None
-            raise error.with_traceback(frames) from error.__cause__
+            try:
+                raise error.with_traceback(frames) from error.__cause__
+            finally:
+                del error, errors, frames
         if sys.version_info < (3, 11):
             from exceptiongroup import ExceptionGroup
         else:

@@ -34,14 +34,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from jupyter_tasks.client import Client, PackedCall, _refuse_foreign
+from jupyter_tasks.client import Client, PackedCall, refuse_foreign
 from jupyter_tasks.engine.cancel import Cancel
 from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import State
 from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
+from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import CLIENT_SHIFT, Kind, from_json, show_id, to_json
-from jupyter_tasks.worker import execution
+from jupyter_tasks.worker import context, execution, items
 
 __all__ = ["Here", "InPlaceClient", "Session", "run_coroutine", "values_for_refs"]
 
@@ -62,7 +63,7 @@ class Session:
     def __init__(self, total: dict[str, float], arguments: dict[str, Any]) -> None:
         self.client = InPlaceClient(total)
         self.arguments = arguments  # what `init` was given, to tell a repeated call from a different one
-        self.here = Here()
+        self.here = Here(self.client)
 
     def end(self) -> None:
         """No task comes any more. Values stay with their refs."""
@@ -77,6 +78,9 @@ class Here:
 
     config: Mapping[str, Any] = {"gpus": []}  # no devices are given out
 
+    def __init__(self, client: InPlaceClient) -> None:
+        self._client = client
+
     @property
     def task_id(self) -> int:
         """The running task; 0 outside of one, and in threads that the task has started."""
@@ -86,6 +90,15 @@ class Here:
     def replaced(self) -> frozenset[int]:
         """In a cell: ids of values that took the place of refs."""
         return _replaced.get()
+
+    def task_facts(self) -> context.TaskFacts | None:
+        """What the running task may know of itself."""
+        task = self._client._live.get(_running.get())
+        if task is None:
+            return None
+        function = self._client._functions[task.fn] if task.fn else None
+        options = function.options if function is not None else {}
+        return context.task_facts(options, function.call if function is not None else None, task.attempt, task.name)
 
     @property
     def guard(self) -> Here:
@@ -116,8 +129,9 @@ class _Outcome:
 class _Task:
     """What `jt.tasks()` tells of one. Entered while it runs; who enters sets the state of its end."""
 
-    def __init__(self, client: InPlaceClient, id: int, name: str, kind: str) -> None:
+    def __init__(self, client: InPlaceClient, id: int, name: str, kind: str, fn: int = 0) -> None:
         self.id = id
+        self.fn = fn  # 0 for a cell
         self.name = name
         self.kind = kind
         self.state = "running"
@@ -224,6 +238,7 @@ class InPlaceClient(Client):
         # Not Client's own: that is about a socket and a thread.
         self.client_id = 1
         self.settings = {"local_mode": True, "client_id": 1, "pid": os.getpid(), "total": total, "rungs": []}
+        self.settings["mark"] = os.urandom(8).hex()
         self.namespace = None
         self.listener = None
         self.on_lost = None
@@ -240,6 +255,7 @@ class InPlaceClient(Client):
         self.dropped = self._dropped.append
         self._live: dict[int, _Task] = {}
         self._history: deque[_Task] = deque(maxlen=HISTORY)
+        self._threads = None
         self._groups: dict[int, _Group] = {}  # those that somebody holds, or that are not final
         self._group_refs: dict[int, weakref.ref[ObjectRef]] = {}
         self._lock = threading.Lock()  # of the history and the groups
@@ -281,8 +297,14 @@ class InPlaceClient(Client):
         options: dict[str, Any] | None,
         num_returns: int = 1,
         id: int | None = None,
+        ref: ObjectRef | None = None,
+        made: list[_Outcome] | None = None,
     ) -> ObjectRef | list[ObjectRef]:
-        """The same with arguments that are packed already. Of functions only: cells have `run_cell`."""
+        """The same with arguments that are packed already. Of functions only: cells have `run_cell`.
+
+        Args:
+            made: gets the items of a generator task.
+        """
         __tracebackhide__ = True
         try:
             data, buffers = shared.unpack(payload.head, payload.fd, writable=False)
@@ -290,59 +312,101 @@ class InPlaceClient(Client):
             payload.close()
         options = options or {}
         deps = {ref.id: ref for ref in map(self.hold, options.get("deps", ()))}
-        task = _Task(self, self.new_ids(num_returns) if id is None else id, label, "function")
+        task = _Task(self, self.new_ids(num_returns) if id is None else id, label, "function", fn)
         task.group = self._groups.get(options.get("group", 0))
         with task:
             outcomes = self._broken(task, deps.values())
             if outcomes is None:
                 arguments = functools.partial(_arguments, data, buffers, deps)
-                outcomes = self._run(task, self._functions[fn], arguments)
+                outcomes = self._run(task, self._functions[fn], arguments, made)
         refs = self._refs(task, outcomes, num_returns)
         return refs[0] if num_returns <= 1 else refs
 
     def submit_calls(
-        self,
-        fn: int,
-        calls: Iterable[PackedCall],
-        label: str,
-        options: dict[str, Any] | None,
-        num_returns: int = 1,
-        group: int = 0,
+        self, fn: int, calls: Iterable[PackedCall], label: str, num_returns: int = 1, group: int = 0
     ) -> list[Any]:
         """Runs them, one after the other."""
         __tracebackhide__ = True
         return [
-            self.submit_packed(Kind.TASK, fn, payload, label, {**more, "group": group}, num_returns)
-            for payload, more in calls
+            self.submit_packed(Kind.TASK, fn, payload, label, {**(options or {}), "group": group}, num_returns)
+            for payload, options in calls
         ]
 
-    def _run(self, task: _Task, function: execution._Function, arguments: Callable[[], Any]) -> list[_Outcome]:
+    def submit_stream(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        *,
+        backpressure: bool = False,
+    ) -> ObjectRefGenerator:
+        """Runs a generator task to its end. Its items are there when it returns."""
+        __tracebackhide__ = True
+        made: list[_Outcome] = []
+        payload, options = self._packed(args, kwargs, named, self.belonging(options))
+        id = self.new_ids(1)
+        completed = self.submit_packed(Kind.TASK, fn, payload, label, options, id=id, made=made)
+        assert isinstance(completed, ObjectRef)
+        generator = ObjectRefGenerator(self, completed)
+        for place, outcome in enumerate(made):
+            ref = ObjectRef(self, next(self._ids), f"{label}[{place}]")
+            ref._task = id
+            self._settle(ref, outcome)
+            generator._refs.append((place, ref))
+        return generator
+
+    def _run(
+        self,
+        task: _Task,
+        function: execution._Function,
+        arguments: Callable[[], Any],
+        made: list[_Outcome] | None,
+    ) -> list[_Outcome]:
         """All attempts at a function task. Raises only what ends the cell or program that submits, too."""
         __tracebackhide__ = True
         most = function.options.get("max_retries", MAX_RETRIES)
-        num_returns = function.options.get("num_returns", 1)
+        num_returns = function.options.get("num_returns")
         while True:
             try:
                 args, kwargs = arguments()
                 value = function.call(*args, **kwargs)
                 if inspect.iscoroutine(value):
                     value = run_coroutine(value)
+                if made is not None:
+                    self._collect(items.checked(value, function.options), made)
+                    value = None
+                elif "generator" in function.options:
+                    value = items.dynamic(items.checked(value, function.options), self.put, run_coroutine)
+                elif num_returns is not None and items.is_generator(value):
+                    value = items.collect(value, num_returns, run_coroutine)
             except BaseException as error:
                 if _is_stop(error):
                     raise
                 if isinstance(error, SystemExit):
                     return [_exited(task, error)]
-                if execution._wants_retry(function.retry_exceptions, error) and task.attempt < most:
+                if execution._wants_retry(function.retry_exceptions, error) and (most < 0 or task.attempt < most):
                     task.attempt += 1
                     continue
                 return [_raised(task, error)]
             try:
-                values = [value] if num_returns == 1 else execution._several(value, num_returns)
-                outcomes = [self._stored(each, "result") for each in values]
+                outcomes = [self._stored(each, "result") for each in items.results(value, num_returns)]
             except Exception as error:
                 return [_raised(task, error)]
             task.state = "completed"
             return outcomes
+
+    def _collect(self, generator: Any, made: list[_Outcome]) -> None:
+        """One attempt at a generator: adds the items that those before it have not made."""
+        places = itertools.count()
+
+        def take(item: Any) -> None:
+            if (place := next(places)) >= len(made):
+                made.append(self._stored(item, f"item {place}"))
+
+        items.drive(generator, take, run_coroutine)
 
     def run_cell(
         self,
@@ -414,9 +478,9 @@ class InPlaceClient(Client):
 
     # -- values -----------------------------------------------------------------------------------------------
 
-    def put(self, value: Any, root: str = "value") -> ObjectRef:
+    def put(self, value: Any, *, root: str = "value") -> ObjectRef:
         """Keeps a copy of a value; returns its ref."""
-        outcome = self._stored(value, root, "a worker" if root != "value" else "the kernel")
+        outcome = self._stored(value, root)
         self._forget_dropped()
         ref = ObjectRef(self, next(self._ids), "put")
         self._settle(ref, outcome)
@@ -429,7 +493,7 @@ class InPlaceClient(Client):
 
         def note(each: object) -> Any:
             if type(each) is ObjectRef:
-                _refuse_foreign(self, each)
+                refuse_foreign(self, each)
                 found.append(each)
             return NotImplemented
 
@@ -498,15 +562,16 @@ class InPlaceClient(Client):
             time.sleep(LOOK_EVERY)
         return True
 
-    def when_final(self, ref: ObjectRef, callback: Callable[[ObjectRef], None]) -> None:
+    def when_final(self, ref: Any, callback: Callable[[Any], None]) -> bool:
         """Calls `callback(ref)` at once, in this thread; for a group that is open, in the thread that ends it."""
         if not ref._kind:
             ref._callbacks = [*(ref._callbacks or ()), callback]
-            return
+            return False
         try:
             callback(ref)
         except Exception:
             traceback.print_exc()
+        return True
 
     def cancel(
         self,
@@ -599,7 +664,7 @@ class InPlaceClient(Client):
         group = _Group(ref.id, options)
         outer = self._groups.get(options.get("parent", 0))
         if outer is not None and not outer.kind:
-            group.parent = outer.id
+            group.outer = outer
             outer.live[group.id] = None
         if outer is not None and outer.cancel is not None:  # also if it is over by now: its block may be open
             group.cancel = Cancel("group", outer.cancel.reason, group.created_at, None)
@@ -613,17 +678,11 @@ class InPlaceClient(Client):
         group.closed = True
         self._end_if_over(group)
 
-    def _chain(self, group: _Group | None) -> Iterator[_Group]:
-        """The group, and those that it is in, from the inside out."""
-        while group is not None:
-            yield group
-            group = self._groups.get(group.parent)
-
     def _count(self, task: _Task, ref: ObjectRef | None) -> None:
         """A member has ended; `ref` is None if it was interrupted."""
         state = State(task.state)
         failed = state in (State.FAILED, State.CRASHED)
-        for group in self._chain(task.group):
+        for group in _chain(task.group):
             group.submitted += 1
             group.counts[state] = group.counts.get(state, 0) + 1
             group.members.append(task)
@@ -646,13 +705,12 @@ class InPlaceClient(Client):
         self._end_if_over(group)
 
     def _end_if_over(self, group: _Group | None) -> None:
-        for each in self._chain(group):
+        for each in _chain(group):
             if not each.is_over or any(task.group is each for task in list(self._live.values())):
                 return
             each.kind, each.ended_at = Kind.RESULT, time.monotonic()
-            outer = self._groups.get(each.parent)
-            if outer is not None:
-                outer.live.pop(each.id, None)
+            if each.outer is not None:
+                each.outer.live.pop(each.id, None)
             note = self._group_refs.pop(each.id, None)
             ref = note() if note is not None else None
             if ref is not None:
@@ -667,7 +725,7 @@ class InPlaceClient(Client):
             self.listener(Kind.EVENT, 0, group.id, to_json({"group": self._group_record(group)}))
 
     def _group_record(self, group: _Group) -> dict[str, Any]:
-        running = sum(group in self._chain(task.group) for task in list(self._live.values()))
+        running = sum(group in _chain(task.group) for task in list(self._live.values()))
         end = group.ended_at if group.ended_at is not None else time.monotonic()
         return {**group.record(), "id": group.id, "running": running, "elapsed_s": end - group.created_at}
 
@@ -678,7 +736,7 @@ class InPlaceClient(Client):
         group = self._groups.get(id)
         if group is None:
             return None
-        running = [task for task in list(self._live.values()) if group in self._chain(task.group)]
+        running = [task for task in list(self._live.values()) if group in _chain(task.group)]
         members = [task.record() for task in (*running, *group.members)]
         return {**self._group_record(group), "tasks": members}
 
@@ -697,6 +755,13 @@ class InPlaceClient(Client):
 
     def _send(self, data: bytes, fds: Iterable[int] = ()) -> None:
         raise NotImplementedError("With local_mode=True nothing is sent.")
+
+
+def _chain(group: _Group | None) -> Iterator[_Group]:
+    """The group, and those that it is in, from the inside out."""
+    for each in group.chain() if group is not None else ():
+        assert isinstance(each, _Group)
+        yield each
 
 
 def _arguments(

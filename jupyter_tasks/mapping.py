@@ -16,10 +16,10 @@ from typing import Any
 from jupyter_tasks.client import Client, PackedCall
 from jupyter_tasks.exceptions import JupyterTasksError
 from jupyter_tasks.groups import TaskGroup
-from jupyter_tasks.refs import ObjectRef
+from jupyter_tasks.refs import ObjectRef, current_group
 from jupyter_tasks.wire import shared
 
-__all__ = ["submit_all"]
+__all__ = ["submit_all", "submit_each"]
 
 BURST = 500  # calls; of 200, 500, 2000 and 10,000 the quickest by a little
 BURST_BYTES = 1 << 20  # what is packed and not submitted yet, descriptors included
@@ -57,12 +57,12 @@ def submit_all(
     burst: list[PackedCall] = []
     try:
         common = {key: _sent_once(client, key, value) for key, value in common.items()}
-        packing = _Packing(client, calls, common, named, check)
+        packing = _Packing(client, calls, common, options, named, check)
         while packing.fill(burst):
             if group is None:  # not before there is something to do
                 group = TaskGroup(name)
                 group.make()
-            returned += client.submit_calls(fn, burst, name, options, num_returns, group.id)
+            returned += client.submit_calls(fn, burst, name, num_returns, group.id)
             burst.clear()
     except BaseException as error:
         for payload, _ in burst:
@@ -80,7 +80,7 @@ def _sent_once(client: Client, name: str, value: Any) -> Any:
         return value
     if type(value) in (str, bytes) and len(value) < shared.INLINE_LIMIT:
         return value
-    return client.put(value, name)
+    return client.put(value, root=name)
 
 
 class _Packing:
@@ -91,10 +91,12 @@ class _Packing:
         client: Client,
         calls: Iterable[Any],
         common: dict[str, Any],
+        options: dict[str, Any] | None,
         named: Callable[..., Mapping[str, Any]],
         check: Check | None,
     ) -> None:
         self._client = client
+        self._options = options
         self._calls: Iterator[Any] = iter(calls)
         self._common = common
         self._named = named
@@ -106,15 +108,17 @@ class _Packing:
         """Adds the next calls. False if there are no more."""
         size = 0
         end = time.monotonic() + BURST_SECONDS
-        pack, common, named = self._client.pack_call, self._common, self._named
+        pack, common, named, options = self._client.pack_call, self._common, self._named, self._options
         for args in self._calls:
             try:
                 if self._check is not None:
-                    args = self._checked(args, self._check)
-                packed = pack(args, common, named)
+                    args = _arguments(args)
+                    if len(args) not in self._fitting:
+                        self._check(args, common)
+                        self._fitting.add(len(args))
+                packed = pack(args, common, named, options)
             except (JupyterTasksError, TypeError, ValueError) as error:
-                error.args = (f"item {self._position}: {error}",)
-                raise
+                raise _of_item(error, self._position)  # noqa: B904  # it is the same one
             burst.append(packed)
             self._position += 1
             size += packed[0].size
@@ -122,11 +126,42 @@ class _Packing:
                 return True
         return bool(burst)
 
-    def _checked(self, item: Any, check: Check) -> tuple[Any, ...]:
-        if not isinstance(item, Iterable):
-            raise TypeError(f"{type(item).__name__} is not a tuple of arguments; for single ones there is map.")
-        args = tuple(item)
-        if len(args) not in self._fitting:
-            check(args, self._common)
-            self._fitting.add(len(args))
-        return args
+
+def submit_each(call: Callable[..., Any], calls: Iterable[Any], common: dict[str, Any], name: str) -> list[Any]:
+    """The same one by one, for what does not travel in bursts: generators, and tasks in threads.
+
+    Args:
+        call: submits one, and refuses arguments that do not fit.
+    """
+    returned: list[Any] = []
+    group: TaskGroup | None = None
+    try:
+        for position, item in enumerate(calls):
+            if group is None:
+                group = TaskGroup(name)
+                group.make()
+            token = current_group.set(group)
+            try:
+                returned.append(call(*_arguments(item), **common))
+            except (JupyterTasksError, TypeError, ValueError) as error:
+                raise _of_item(error, position)  # noqa: B904  # it is the same one
+            finally:
+                current_group.reset(token)
+    except BaseException as error:
+        if group is not None:
+            group.close(error)
+        raise
+    if group is not None:
+        group.close()
+    return returned
+
+
+def _arguments(item: Any) -> tuple[Any, ...]:
+    if not isinstance(item, Iterable):
+        raise TypeError(f"{type(item).__name__} is not a tuple of arguments; for single ones there is map.")
+    return tuple(item)
+
+
+def _of_item(error: Exception, position: int) -> Exception:
+    error.args = (f"item {position}: {error}",)
+    return error

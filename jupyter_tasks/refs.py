@@ -75,7 +75,10 @@ class ObjectRef:
     or object it stays a ref. Made by `remote()` and `put()`, never by calling this class.
     """
 
-    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_waiters", "id", "label")
+    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_local", "_task", "_waiters", "id", "label")
+
+    _task: int  # of an item
+    _local: Any  # of a thread task, in its process: the value itself
 
     def __init__(self, client: Client, id: int, label: str = "") -> None:
         self.id = id
@@ -98,8 +101,11 @@ class ObjectRef:
 
     @property
     def task_id(self) -> str:
-        """The id as `%tasks` shows it."""
-        return show_id(self.id)
+        """The id as `%tasks` shows it; for an item of a generator that of its task."""
+        try:
+            return show_id(self._task)  # set only for these
+        except AttributeError:
+            return show_id(self.id)
 
     def story(self) -> list[dict[str, Any]]:
         """What has happened to the task so far, oldest first; of a long story the middle is left out.
@@ -133,19 +139,9 @@ class ObjectRef:
     async def _until_final(self) -> None:
         """Waits without blocking the event loop. Cancelling the awaiting code leaves the task alone."""
         if not self.is_final:
-            import asyncio
+            from jupyter_tasks.waiting import until_final
 
-            loop = asyncio.get_running_loop()
-            arrived = asyncio.Event()
-
-            def tell(_: ObjectRef) -> None:
-                try:
-                    loop.call_soon_threadsafe(arrived.set)
-                except RuntimeError:
-                    pass  # the loop was closed: nobody waits any more
-
-            self._client.when_final(self, tell)
-            await arrived.wait()
+            await until_final(self._client, self)
 
     def __hash__(self) -> int:
         return hash(self.id)

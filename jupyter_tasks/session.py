@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jupyter_tasks import inplace
     from jupyter_tasks.client import Client
 
-__all__ = ["current", "current_client", "here", "init", "is_initialized", "on_start", "shutdown"]
+__all__ = ["current", "current_client", "here", "init", "is_initialized", "on_start", "session_id", "shutdown"]
 
 _session: launch.Session | inplace.Session | None = None
 _lock = threading.RLock()
@@ -181,8 +181,22 @@ def _print_output(kind: int, flags: int, id: int, body: bytes) -> None:
 
 
 def here() -> Any:
-    """Who runs tasks in this process: the worker that it is, or what stands for one in local mode. None: nobody."""
+    """Who runs the task that this code may be in: the worker that this process is, or what stands for one, of a thread
+    task and in local mode. None: nobody."""
+    call = context.thread_call.get()
+    if call is not None:
+        return call
     worker = context.current_worker()
     if worker is None and _session is not None and not isinstance(_session, launch.Session):
         return _session.here
     return worker
+
+
+def session_id() -> str | None:
+    """What tells this session from others, here and in its workers; None before it has begun."""
+    worker = context.current_worker()
+    if worker is not None:
+        return str(worker.config["mark"])
+    if _session is None or _session.client.closed:
+        return None
+    return str(_session.client.settings["mark"])

@@ -43,10 +43,11 @@ from jupyter_tasks.engine.events import (
     Task,
     UnBlocked,
     WaitBegan,
+    Yielded,
 )
 from jupyter_tasks.supervisor import platform, reaper, zygote
 from jupyter_tasks.wire import page as layout
-from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Flag, Kind, frame, from_json, to_json
+from jupyter_tasks.wire.frames import HEADER, HEADER_SIZE, Flag, Kind, frame, from_json, to_json, with_option
 from jupyter_tasks.wire.page import Page
 from jupyter_tasks.wire.sockets import receive
 
@@ -207,6 +208,7 @@ class LocalBackend(Backend):
             "stacks": self._stacks_file(worker),
             "socket": self._config.get("socket"),
             "key": self._config.get("key"),
+            "mark": self._config.get("mark"),
             "gpus": [self._gpu_names[device] for device in devices],
         }
         fds = [theirs.fileno(), page_fd, out_write, err_write]
@@ -304,12 +306,13 @@ class LocalBackend(Backend):
             for id in task.deps:
                 value, fds = self._host.object_frame(id)
                 self._send(worker, value, fds)
+            call = with_option(task.call, "attempt", task.attempt) if task.attempt else task.call
             if task.call_fds:
                 # Alone: descriptors travel with the first byte of a message. A packet with one has nothing else.
-                self._send(worker, b"".join([*parts, task.call]), task.call_fds)
+                self._send(worker, b"".join([*parts, call]), task.call_fds)
                 parts = []
             else:
-                parts.append(task.call)
+                parts.append(call)
         if parts:
             self._send(worker, b"".join(parts) if len(parts) > 1 else parts[0], ())
         if len(tasks) > 1:
@@ -562,11 +565,14 @@ class LocalBackend(Backend):
         ends: list[End] = []
         length = len(data)
         while length - at >= HEADER_SIZE:
-            size, kind, flags, nfds, _, id = HEADER.unpack_from(data, at)
+            size, kind, flags, nfds, fn, id = HEADER.unpack_from(data, at)
             stop = at + HEADER_SIZE + size
             if stop > length:
                 break
-            if kind in _END_KINDS:
+            if kind == Kind.YIELD:  # a message of its own
+                self._host.post(Yielded(id, fn, data[at + HEADER_SIZE : stop], tuple(fds[:nfds])))
+                fds = fds[nfds:]
+            elif kind in _END_KINDS:
                 mine = tuple(fds[:nfds])
                 fds = fds[nfds:]
                 ends.append(End(id, kind, flags, data[at:stop], mine))

@@ -39,6 +39,7 @@ __all__ = [
     "Event",
     "Fetched",
     "Finished",
+    "GiveRoom",
     "Gone",
     "GroupClosed",
     "GroupMade",
@@ -47,6 +48,7 @@ __all__ = [
     "IdleAgain",
     "Instruction",
     "Interrupt",
+    "ItemContains",
     "Kill",
     "Lease",
     "Put",
@@ -54,16 +56,23 @@ __all__ = [
     "Recalled",
     "Released",
     "Retire",
+    "RoomAsked",
     "Run",
     "Started",
+    "Stream",
     "Submitted",
+    "Taken",
     "Task",
     "TaskSpec",
     "Terminate",
+    "ThreadsOffered",
     "Tick",
     "TooMuchMemory",
     "UnBlocked",
+    "Uploaded",
     "WaitBegan",
+    "Yielded",
+    "thread_slots",
 ]
 
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
@@ -73,6 +82,11 @@ GPU = "GPU"  # the resource that is not only counted: which devices a lease has 
 ONE_PACKET = 0  # see Recall
 EVERYTHING = -1
 ONE_CPU: Demand = (("CPU", CPU_UNITS),)
+
+
+def thread_slots(client: int) -> str:
+    """The resource that thread tasks of a client take one of."""
+    return f"thread:{client}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +104,10 @@ class TaskSpec:
     retry_backoff: float = 2.0  # ... and before each one after it so many times as long
     num_returns: int = 1
     watched: bool = False  # its owner wants every change of state
+    thread: bool = False  # runs in the process that submitted it: it can be asked to stop, and nothing more
+    interruptible: bool = False  # ... and wants a KeyboardInterrupt all the same
+    streams: bool = False  # a generator, whose items are objects of their own
+    backpressure: int = 0  # so many items may be made and not yet taken; 0: any number
 
     @property
     def priority(self) -> int:
@@ -141,6 +159,7 @@ class Task(Entry):
         "false_starts",
         "fn",
         "group",
+        "group_id",
         "lease",
         "parent",
         "pins",
@@ -151,6 +170,7 @@ class Task(Entry):
         "started_at",
         "state",
         "story",
+        "stream",
         "submitted_at",
         "used_memory",
         "waiting",
@@ -181,7 +201,8 @@ class Task(Entry):
         self.cancel: Cancel | None = None
         self.parent = 0  # id of the task that submitted it
         self.children: list[int] | None = None
-        self.group = 0  # id of the group that it is a member of
+        self.group_id = 0  # the group that its submitter has named
+        self.group: Group | None = None  # the one that it is a member of: that, or its parent's
         self.story: list[Chapter] | None = None  # what happened to it, beside its submission, start and plain end
         self.retry_at: float | None = None  # its next attempt is given to nobody before
         self.seq = 0  # order of submission
@@ -189,6 +210,19 @@ class Task(Entry):
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.used_memory = 0  # bytes, set when over its limit
+        self.stream: Stream | None = None  # of a generator that has begun to make items, while not final
+
+
+class Stream:
+    """How far a generator task has come with its items, over all its attempts. Changed by the scheduler alone."""
+
+    __slots__ = ("asked", "inside", "made", "taken")
+
+    def __init__(self) -> None:
+        self.made = 0  # items that are objects; a further attempt makes them once more, and they are dropped
+        self.taken = 0  # of these the owner has taken so many; ALL_TAKEN: nobody takes any more, none is kept
+        self.asked: RoomAsked | None = None  # its worker waits for room
+        self.inside: dict[int, list[int]] = {}  # place of an item on its way -> what its value has refs to, and holds
 
 
 class Lease:
@@ -274,6 +308,40 @@ class Finished(NamedTuple):
     ends: Sequence[End]
 
 
+class Yielded(NamedTuple):
+    """A generator task made an item; `place` counts from 0 in each attempt."""
+
+    id: int
+    place: int
+    value: bytes  # as in the body of a RESULT
+    fds: tuple[int, ...] = ()
+
+
+class ItemContains(NamedTuple):
+    """Inside an item that the worker is about to tell are refs to others: they live as long as it does."""
+
+    id: int
+    place: int
+    inside: Sequence[int]
+
+
+class Taken(NamedTuple):
+    """The client has taken so many items of its generator task; ALL_TAKEN: it takes no more."""
+
+    client: int
+    id: int
+    taken: int
+
+
+class RoomAsked(NamedTuple):
+    """The worker of a generator task, which has made so many items, waits until another may be made."""
+
+    client: int
+    serial: int
+    id: int
+    made: int
+
+
 class Recalled(NamedTuple):
     """These tasks of the lease were not begun and never will be there."""
 
@@ -327,6 +395,22 @@ class GroupClosed(NamedTuple):
     """The group's block was left."""
 
     id: int
+
+
+class ThreadsOffered(NamedTuple):
+    """A client runs so many thread tasks at a time."""
+
+    client: int
+    slots: int
+
+
+class Uploaded(NamedTuple):
+    """The bytes of a value that was in its process alone: somebody else needs it."""
+
+    client: int
+    id: int
+    frame: bytes
+    fds: tuple[int, ...] = ()
 
 
 class TooMuchMemory(NamedTuple):
@@ -399,6 +483,8 @@ Event: TypeAlias = (
     | CancelAsked
     | GroupMade
     | GroupClosed
+    | ThreadsOffered
+    | Uploaded
     | TooMuchMemory
     | Held
     | Contains
@@ -408,6 +494,10 @@ Event: TypeAlias = (
     | WaitBegan
     | UnBlocked
     | Tick
+    | Yielded
+    | ItemContains
+    | Taken
+    | RoomAsked
 )
 
 
@@ -498,6 +588,14 @@ class Drop(NamedTuple):
     fds: Sequence[int]
 
 
+class GiveRoom(NamedTuple):
+    """Answer a RoomAsked: so many items were taken."""
+
+    client: int
+    serial: int
+    taken: int
+
+
 Instruction: TypeAlias = (
     Run
     | CloseLease
@@ -511,6 +609,8 @@ Instruction: TypeAlias = (
     | Announce
     | GroupTold
     | Drop
+    | Drop
+    | GiveRoom
 )
 
 

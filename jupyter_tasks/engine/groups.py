@@ -13,6 +13,7 @@ what a member submits is a member, too.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -57,7 +58,7 @@ class Group(Entry):
         "grace",
         "live",
         "name",
-        "parent",
+        "outer",
         "submitted",
     )
 
@@ -76,7 +77,7 @@ class Group(Entry):
         self.grace = grace  # seconds; None: GROUP_GRACE, or that of the group whose cancel reaches it
         self.fail_fast = fail_fast
         self.auto = auto  # has no block: it is over when its members are
-        self.parent = 0  # the group that this one is a member of
+        self.outer: Group | None = None  # the one that it is a member of
         self.closed = False  # nobody submits to it from outside any more
         self.cancel: Cancel | None = None
         self.live: dict[int, None] = {}  # members that are not final: tasks and groups, in the order they came
@@ -96,6 +97,13 @@ class Group(Entry):
         if self.counts.get(State.FAILED) or self.counts.get(State.CRASHED):
             return GroupState.FAILED
         return GroupState.CANCELLED if self.cancel is not None else GroupState.COMPLETED
+
+    def chain(self) -> Iterator[Group]:
+        """This group and those that it is in, from the inside out."""
+        group: Group | None = self
+        while group is not None:
+            yield group
+            group = group.outer
 
     @property
     def is_over(self) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
@@ -45,6 +45,7 @@ from jupyter_tasks.engine.events import (
     Event,
     Fetched,
     Finished,
+    GiveRoom,
     Gone,
     GroupClosed,
     GroupMade,
@@ -53,6 +54,7 @@ from jupyter_tasks.engine.events import (
     IdleAgain,
     Instruction,
     Interrupt,
+    ItemContains,
     Kill,
     Lease,
     Put,
@@ -60,19 +62,38 @@ from jupyter_tasks.engine.events import (
     Recalled,
     Released,
     Retire,
+    RoomAsked,
     Run,
     Started,
+    Stream,
     Submitted,
+    Taken,
     Task,
     Terminate,
+    ThreadsOffered,
     Tick,
     TooMuchMemory,
     UnBlocked,
+    Uploaded,
     WaitBegan,
+    Yielded,
+    thread_slots,
 )
 from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
-from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER_SIZE, Flag, Kind, frame, from_json, show_id, to_json
+from jupyter_tasks.wire.frames import (
+    ALL_TAKEN,
+    DURATION_SHIFT,
+    HEADER_SIZE,
+    ITEM_OF,
+    ITEMS,
+    Flag,
+    Kind,
+    frame,
+    from_json,
+    show_id,
+    to_json,
+)
 
 __all__ = ["GPU_IDLE", "HISTORY", "LEND_AFTER", "Scheduler"]
 
@@ -81,6 +102,7 @@ FALSE_STARTS = 3  # workers that may die before they begin a task; an honest gue
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 # What keeps a worker with its finished task: threads or children of it, or its frames for a debugger.
+HOST_GONE = "the process that it was to run in has ended"
 _PLAIN_ENDS = frozenset({Step.RETURNED, Step.RAISED})  # the state says it all
 _STAYS = {Kind.RESULT: Flag.LINGERS, Kind.ERROR: Flag.LINGERS | Flag.KEPT}
 RETRY_MOST = 300.0  # seconds: a delay between attempts does not grow beyond this
@@ -97,11 +119,13 @@ LEND_AFTER = 1.0
 class _Queue:
     """Ready tasks of one priority and demand, oldest first."""
 
-    __slots__ = ("demand", "priority", "tasks")
+    __slots__ = ("ahead", "demand", "priority", "tasks")
 
     def __init__(self, priority: int, demand: Demand) -> None:
         self.priority = priority
         self.demand = demand
+        # Tasks may be given before their lease is free. Not threads: they cannot be taken back to run elsewhere.
+        self.ahead = not any(name.startswith("thread:") for name, _ in demand)
         self.tasks: deque[Task] = deque()
 
 
@@ -130,9 +154,11 @@ class Scheduler:
         self._holds: dict[int, dict[int, int]] = {}  # client -> object -> refs, beside the owner's first one
         self._inside: dict[int, list[int]] = {}  # object -> what its value has refs to, and holds
         self._owned: dict[int, set[int]] = {}  # client other than the kernel -> entries whose first ref it has
+        self._ended_members: list[Task] = []  # during this event: their groups hear of it when their owners do
         self._freed = False  # a lease has given its resources back during this event
         self._overdrawn = False  # some of `available` may be below 0; see _unblocked
         self._ids = 0
+        self._last_item = ITEMS  # id of the last item of a generator
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Submitted: self._submitted,
@@ -146,6 +172,8 @@ class Scheduler:
             CancelAsked: self._cancel_asked,
             GroupMade: self._group_made,
             GroupClosed: self._group_closed,
+            ThreadsOffered: self._threads_offered,
+            Uploaded: self._uploaded,
             TooMuchMemory: self._too_much_memory,
             Held: self._held,
             Contains: self._contains,
@@ -155,11 +183,17 @@ class Scheduler:
             WaitBegan: self._wait_began,
             UnBlocked: self._unblocked,
             Tick: self._tick,
+            Yielded: self._yielded,
+            ItemContains: self._item_contains,
+            Taken: self._taken,
+            RoomAsked: self._room_asked,
         }
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes in one event; returns what is to be done, in this order."""
         self._handlers[type(event)](event, now)
+        if self._ended_members:
+            self._members_ended(now)
         if self.queued:
             self._dispatch(now)
         elif self._freed:
@@ -205,16 +239,21 @@ class Scheduler:
         for task in self.live.values():
             assert task.state not in FINAL, f"{show_id(task.id)} is final and live"
             assert task.kind == 0, f"{show_id(task.id)} has an outcome and is live"
+            stream = task.stream
+            if stream is not None:
+                assert task.spec.streams, f"{show_id(task.id)} is no generator, and has made items"
+                assert stream.asked is None or not self._has_room(task, stream, stream.asked.made), "room is not told"
+                assert stream.taken == ALL_TAKEN or stream.taken <= stream.made, "taken before it was made"
         for group in self.groups.values():
             assert group.kind == 0, f"group {group.name} has its outcome and is live"
             assert not group.is_over, f"group {group.name} is over and not final"
             for id in group.live:
                 member = self.live.get(id) or self.groups.get(id)
                 assert member is not None, f"{show_id(id)} is final and a live member of {group.name}"
-                of = member.group if isinstance(member, Task) else member.parent
-                assert of == group.id, f"{show_id(id)} is a member of another group"
+                of = member.group if isinstance(member, Task) else member.outer
+                assert of is group, f"{show_id(id)} is a member of another group"
         for task in self.live.values():
-            assert not task.group or task.id in self.groups[task.group].live, f"{show_id(task.id)} is in no group"
+            assert task.group is None or task.id in task.group.live, f"{show_id(task.id)} is in no group"
         assert self._inside.keys() <= self.objects.keys(), "a value that is gone still holds others"
         for entry in self.objects.values():
             assert entry.holders > 0 or entry.kind == 0, f"{show_id(entry.id)} is held by nobody"
@@ -237,7 +276,7 @@ class Scheduler:
             for id in task.pins:
                 if id in objects:
                     objects[id].holders += 1
-            if (task.parent and self._adopt(task, now)) or (task.group and self._join(task, now)):
+            if (task.parent or task.group_id) and self._join(task, now):
                 continue
             if not task.deps or self._wait_for(task, now):
                 self._enqueue(task)
@@ -248,45 +287,36 @@ class Scheduler:
         if task.owner > 1:
             self._owned[task.owner].add(entry.id)
 
-    def _adopt(self, task: Task, now: float) -> bool:
-        """A cancel of the parent reaches its children; also one that was on its way when the parent was killed.
-
-        True if that ends the task.
-        """
-        parent = self.live.get(task.parent)
-        if parent is not None:
-            if parent.children is None:
-                parent.children = []
-            parent.children.append(task.id)
-        else:
-            parent = self.find(task.parent)
-        if parent is None:
-            return False
-        if not task.group:
-            task.group = parent.group
-        cancel = parent.cancel
-        if cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
-            if task.group in self.groups:
-                self._count_in(task)
-            task.deps = ()
-            self._cancel_asked(CancelAsked(task.id, force=True, source="parent", reason=cancel.reason), now)
-            return True
-        return False
-
     def _join(self, task: Task, now: float) -> bool:
-        """The task becomes a member of its group. True if it ends here, since the group was cancelled."""
-        group = self.groups.get(task.group)
-        if group is None:
-            entry = self.objects.get(task.group)
-            if not isinstance(entry, Group) or entry.cancel is None:
-                task.group = 0  # it is over, or nobody knows it
-                return False
-            group = entry
-        self._count_in(task)
-        if group.cancel is None:
+        """To its parent's children and into a group. True if it ends here: a cancel reaches also those that come late,
+        and nothing starts in a group that was cancelled."""
+        group = self.objects.get(task.group_id)
+        parent: Task | None = None
+        if task.parent:
+            parent = self.live.get(task.parent)
+            if parent is not None:
+                if parent.children is None:
+                    parent.children = []
+                parent.children.append(task.id)
+            else:
+                parent = self.find(task.parent)
+            if not task.group_id and parent is not None:
+                group = parent.group
+        if isinstance(group, Group) and (not group.kind or group.cancel is not None):  # otherwise it is over
+            task.group = group
+            group.live[task.id] = None
+            for each in group.chain():
+                each.submitted += 1
+                self._out.append(GroupTold(each, False))
+            if group.cancel is not None:
+                task.cancel = Cancel("group", group.why, now, None)
+        cancel = parent.cancel if parent is not None else None
+        if task.cancel is None and cancel is not None and cancel.rung is Rung.KILL and cancel.recursive:
+            # On its way when the parent was killed.
+            task.cancel = Cancel("parent", cancel.reason, now, None)
+        if task.cancel is None:
             return False
         task.deps = ()
-        task.cancel = Cancel("group", group.why, now, None)
         self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
         return True
 
@@ -383,7 +413,7 @@ class Scheduler:
             leases.append(lease)
             if not self._give(queue, lease, until):
                 return bool(tasks)
-        for level in range(1, self.capabilities.depth):
+        for level in range(1, self.capabilities.depth if queue.ahead else 1):
             for lease in leases:
                 if len(lease.packets) != level or lease.ghosts:
                     continue  # with ghosts: what it is in takes long
@@ -729,6 +759,8 @@ class Scheduler:
             self._give_again(task)
             return
         facts: dict[str, Any] = {"rung": "pending" if end.flags & Flag.SKIPPED else "interrupt"}
+        if task.spec.thread and task.cancel is not None and not end.flags & Flag.SKIPPED:
+            facts["rung"] = task.cancel.rung.name.lower()
         if end.flags & Flag.TAINTED:
             # Children or threads remain, or an import was cut in two: the worker goes first, then the word.
             lease.ending = (task, Step.STOPPED, facts)
@@ -804,13 +836,16 @@ class Scheduler:
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
             self._unpin(task, now)
+        if task.stream is not None:
+            self._end_stream(task.stream, now)
+            task.stream = None
         if task.call_fds:
             self._out.append(Drop(task.call_fds))
             task.call_fds = ()
         task.call = b""
         self.history.append(task)
-        if task.group:
-            self._member_ended(task, now)
+        if task.group is not None:
+            self._ended_members.append(task)
         if task.spec.watched:
             self._out.append(Announce(task))
 
@@ -909,6 +944,91 @@ class Scheduler:
         if task.spec.watched:
             self._out.append(Announce(task))
 
+    # -- items of generators ----------------------------------------------------------------------------------
+
+    def _stream_of(self, id: int) -> tuple[Task, Stream] | None:
+        """A generator task that is not final, and how far it is."""
+        task = self.live.get(id)
+        if task is None or not task.spec.streams:
+            return None
+        if task.stream is None:
+            task.stream = Stream()
+            if task.owner > 1 and task.owner not in self._owned:
+                task.stream.taken = ALL_TAKEN  # its owner has gone
+        return task, task.stream
+
+    def _yielded(self, event: Yielded, now: float) -> None:
+        found = self._stream_of(event.id)
+        inside = found[1].inside.pop(event.place, None) if found is not None else None
+        if found is None or event.place < found[1].made or found[1].taken == ALL_TAKEN:
+            # Nobody wants it, or it was made by an attempt before this one.
+            if event.fds:
+                self._out.append(Drop(event.fds))
+            self._let_go(inside or (), now)
+            return
+        task, stream = found
+        stream.made = event.place + 1
+        self._last_item += 1
+        entry = Entry(self._last_item, task.owner)
+        entry.kind = Kind.RESULT
+        entry.frame = frame(Kind.RESULT, entry.id, event.value, fds=len(event.fds))
+        entry.fds = event.fds
+        self._put(Put(entry), now)
+        if inside:
+            self._inside[entry.id] = inside
+        where = ITEM_OF.pack(task.id, event.place)
+        if event.fds:
+            notice = frame(Kind.ITEM, entry.id, where, flags=Flag.BIG)
+        else:
+            notice = frame(Kind.ITEM, entry.id, where + event.value)
+        self._out.append(Deliver(task.owner, [notice]))
+
+    def _item_contains(self, event: ItemContains, now: float) -> None:
+        found = self._stream_of(event.id)
+        if found is None:
+            return
+        inside = [id for id in event.inside if id in self.objects]
+        for id in inside:
+            self.objects[id].holders += 1
+        self._let_go(found[1].inside.pop(event.place, ()), now)  # of an attempt that died before it told the item
+        found[1].inside[event.place] = inside
+
+    def _let_go(self, ids: Iterable[int], now: float) -> None:
+        for id in ids:
+            entry = self.objects.get(id)
+            if entry is not None:
+                self._drop_holder(entry, now)
+
+    def _taken(self, event: Taken, now: float) -> None:
+        found = self._stream_of(event.id)
+        if found is not None and found[0].owner == event.client:
+            self._take_items(*found, event.taken)
+
+    def _take_items(self, task: Task, stream: Stream, count: int) -> None:
+        stream.taken = max(stream.taken, count)
+        asked = stream.asked
+        if asked is not None and self._has_room(task, stream, asked.made):
+            stream.asked = None
+            self._out.append(GiveRoom(asked.client, asked.serial, stream.taken))
+
+    def _room_asked(self, event: RoomAsked, now: float) -> None:
+        found = self._stream_of(event.id)
+        if found is None:  # it was ended from here, and will hear of it
+            self._out.append(GiveRoom(event.client, event.serial, ALL_TAKEN))
+        else:
+            found[1].asked = event
+            self._take_items(*found, 0)
+
+    @staticmethod
+    def _has_room(task: Task, stream: Stream, made: int) -> bool:
+        return not task.spec.backpressure or made - stream.taken < task.spec.backpressure
+
+    def _end_stream(self, stream: Stream, now: float) -> None:
+        for inside in stream.inside.values():
+            self._let_go(inside, now)
+        if stream.asked is not None:
+            self._out.append(GiveRoom(stream.asked.client, stream.asked.serial, ALL_TAKEN))
+
     # -- leases -----------------------------------------------------------------------------------------------
 
     def _recalled(self, event: Recalled, now: float) -> None:
@@ -970,7 +1090,7 @@ class Scheduler:
             lease.ending = (running, Step.DIED, facts)
 
     def _crashed(self, task: Task, facts: dict[str, Any], now: float) -> None:
-        if self._may_retry(task):
+        if self._may_retry(task) and not task.spec.thread:  # of a thread the process has gone that it belongs to
             self._retry(task, facts.get("signal_name") or f"exit code {facts.get('exit_code')}", now)
         else:
             self._conclude(task, Step.DIED, facts, now)
@@ -1092,7 +1212,7 @@ class Scheduler:
                 self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
                 return
             # It may have begun without our knowing. The backend finds out: Recalled or Started comes back.
-            if event.force:
+            if event.force and not task.spec.thread:
                 cancel.rung = Rung.KILL
             self._out.append(Recall(task.lease, task.id))
             return
@@ -1104,10 +1224,14 @@ class Scheduler:
         assert cancel is not None
         first = task.state is not State.CANCELLING
         task.state = next_state(task.state, Step.ASKED)
-        if cancel.rung >= Rung.TERMINATE and not force and not first:
+        if task.spec.thread:
+            # There is no rung above: no deadline, no force. It is told again each time.
+            cancel.rung = Rung.INTERRUPT if task.spec.interruptible else Rung.ASK
+            self._out.append(Interrupt(task))
+        elif cancel.rung >= Rung.TERMINATE and not force and not first:
             return  # already above the interrupt
-        rung = cancel.start(now, force=force or cancel.rung is Rung.KILL)
-        self._stand_on(task, rung)
+        else:
+            self._stand_on(task, cancel.start(now, force=force or cancel.rung is Rung.KILL))
         self._note(task, now, Step.ASKED, cancel.source, cancel.reason)
         if cancel.climb_at is not None:
             self._at(cancel.climb_at, task, None)
@@ -1180,6 +1304,26 @@ class Scheduler:
                 if task.spec.watched:
                     self._out.append(Announce(task))
 
+    # -- threads ----------------------------------------------------------------------------------------------
+
+    def _threads_offered(self, event: ThreadsOffered, now: float) -> None:
+        name = thread_slots(event.client)
+        if name not in self.total:
+            self.total[name] = self.available[name] = event.slots * CPU_UNITS
+
+    def _host_gone(self, client: int, now: float) -> None:
+        """Its threads are gone with it (Died has told of those that ran); what was to run there never will."""
+        name = thread_slots(client)
+        for task in list(self.live.values()):
+            if task.spec.thread and task.owner == client:
+                self._conclude(task, Step.DIED, {"exit_code": None, "signal_name": HOST_GONE}, now)
+        for demand in [demand for demand in self._by_demand if any(held == name for held, _ in demand)]:
+            for lease in list(self._by_demand.pop(demand)):
+                self._close_idle(lease)
+        for key in [key for key in self._queues if any(held == name for held, _ in key[1])]:
+            self.queued -= len(self._queues.pop(key).tasks)
+        del self.total[name], self.available[name]
+
     # -- groups -----------------------------------------------------------------------------------------------
 
     def _group_made(self, event: GroupMade, now: float) -> None:
@@ -1189,13 +1333,15 @@ class Scheduler:
         if group.owner > 1:
             self._owned.setdefault(group.owner, set()).add(group.id)
         task = self.find(event.task) if event.task else None
-        outer = self.objects.get(event.parent or (task.group if task is not None else 0))
-        if not isinstance(outer, Group):
+        outer = task.group if task is not None else None
+        if event.parent:
+            entry = self.objects.get(event.parent)  # also one that is over by now: its block may be open
+            outer = entry if isinstance(entry, Group) else None
+        if outer is None or (outer.kind and outer.cancel is None):
             return
-        if not outer.kind:
-            group.parent = outer.id
-            outer.live[group.id] = None
-        if outer.cancel is not None:  # also if it is over by now: its block may be open
+        group.outer = outer
+        outer.live[group.id] = None
+        if outer.cancel is not None:
             wish = CancelAsked(group.id, source="group", reason=outer.cancel.reason, grace=outer.cancel.grace)
             self._cancel_group(group, wish, now)
 
@@ -1205,34 +1351,20 @@ class Scheduler:
             group.closed = True
             self._end_if_over(group, now)
 
-    def _chain(self, id: int) -> Iterator[Group]:
-        """The group, and those that it is in, from the inside out."""
-        while (group := self.groups.get(id)) is not None:
-            yield group
-            id = group.parent
-
-    def _count_in(self, task: Task) -> None:
-        self._innermost(task.group).live[task.id] = None
-        for group in self._chain(task.group):
-            group.submitted += 1
-            self._out.append(GroupTold(group, False))
-
-    def _innermost(self, id: int) -> Group:
-        """Also one that is over: what is submitted to a cancelled group ends at once, and counts."""
-        group = self.objects[id]
-        assert isinstance(group, Group)
-        return group
-
-    def _member_ended(self, task: Task, now: float) -> None:
-        innermost = self._innermost(task.group)
-        innermost.live.pop(task.id, None)
-        failed = task.state in (State.FAILED, State.CRASHED)
-        for group in (innermost, *self._chain(innermost.parent)):
-            group.counts[task.state] = group.counts.get(task.state, 0) + 1
-            if failed:
-                self._note_failure(group, task, now)
-            self._out.append(GroupTold(group, False))
-        self._end_if_over(innermost, now)
+    def _members_ended(self, now: float) -> None:
+        """After their own outcomes are told: who hears that a group is over finds its members final."""
+        while self._ended_members:
+            ended, self._ended_members = self._ended_members, []
+            for task in ended:
+                assert task.group is not None
+                task.group.live.pop(task.id, None)
+                failed = task.state in (State.FAILED, State.CRASHED)
+                for group in task.group.chain():
+                    group.counts[task.state] = group.counts.get(task.state, 0) + 1
+                    if failed:
+                        self._note_failure(group, task, now)
+                    self._out.append(GroupTold(group, False))
+                self._end_if_over(task.group, now)
 
     def _note_failure(self, group: Group, task: Task, now: float) -> None:
         if group.kind:
@@ -1271,7 +1403,7 @@ class Scheduler:
     def _set_deadline(self, task: Task, grace: float | None, now: float) -> None:
         """A member that was cancelled before, by itself: it gets no second interrupt, but the group's deadline."""
         cancel = task.cancel
-        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE:
+        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE or task.spec.thread:
             return
         cancel.grace = grace
         if task.state is State.CANCELLING:
@@ -1287,12 +1419,11 @@ class Scheduler:
             group.frame = frame(Kind.RESULT, group.id, to_json(group.record()))
             told: dict[int, list[bytes]] = {}
             self._out.append(GroupTold(group, True))
-            outer = self.groups.get(group.parent)
             self._outcome(group, Kind.RESULT, told, now)
             self._tell(told)
-            if outer is not None:
-                outer.live.pop(group.id, None)
-            group = outer
+            if group.outer is not None:
+                group.outer.live.pop(group.id, None)
+            group = group.outer
 
     # -- who holds what ---------------------------------------------------------------------------------------
 
@@ -1366,6 +1497,14 @@ class Scheduler:
                 self._drop_holder(entry, now)
         task.deps = task.pins = ()
 
+    def _uploaded(self, event: Uploaded, now: float) -> None:
+        entry = self.objects.get(event.id)
+        if entry is None or entry.kind != Kind.RESULT or entry.owner != event.client or entry.fds:
+            if event.fds:
+                self._out.append(Drop(event.fds))
+            return
+        entry.frame, entry.fds = event.frame, event.fds
+
     def _fetched(self, event: Fetched, now: float) -> None:
         entry = self.objects.get(event.id)
         if entry is None:
@@ -1379,6 +1518,8 @@ class Scheduler:
             entry.readers.append(event)
 
     def _client_gone(self, event: ClientGone, now: float) -> None:
+        if thread_slots(event.client) in self.total:
+            self._host_gone(event.client, now)
         for id, count in self._holds.pop(event.client, {}).items():
             entry = self.objects.get(id)
             for _ in range(count if entry is not None else 0):
@@ -1388,6 +1529,9 @@ class Scheduler:
             entry = self.objects.get(id)
             if entry is not None:
                 self._drop_holder(entry, now)
+        for task in self.live.values():
+            if task.stream is not None and task.owner == event.client:
+                self._take_items(task, task.stream, ALL_TAKEN)
         for entry in self.objects.values():
             if entry.readers:
                 entry.readers = [reader for reader in entry.readers if reader.client != event.client]

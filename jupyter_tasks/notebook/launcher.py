@@ -30,7 +30,6 @@ from jupyter_tasks.notebook.parcel import CellOptions, Packer, cell_number
 from jupyter_tasks.notebook.waiting import (
     STOP,
     Shown,
-    StopButton,
     ask_user,
     import_quietly,
     is_question,
@@ -38,6 +37,7 @@ from jupyter_tasks.notebook.waiting import (
     print_instead,
 )
 from jupyter_tasks.refs import ObjectRef
+from jupyter_tasks.stopbutton import StopButton
 from jupyter_tasks.wire import ambient, identity, shared
 from jupyter_tasks.wire.frames import Kind, show_id
 

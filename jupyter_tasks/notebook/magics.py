@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import linecache
 import re
 import shlex
@@ -17,6 +18,7 @@ from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_ar
 from jupyter_tasks import api, session
 from jupyter_tasks.exceptions import JupyterTasksError
 from jupyter_tasks.groups import TaskGroup, show_counts
+from jupyter_tasks.joblib_register import register_joblib
 from jupyter_tasks.notebook import stacks
 from jupyter_tasks.notebook.board import next_attempt
 from jupyter_tasks.notebook.launcher import Launcher
@@ -473,6 +475,9 @@ def load(ip: Any) -> None:
         ip.set_hook("complete_command", magics.complete, str_key=line)
     _loaded[id(ip)] = (launcher, ip)
     launcher.start()
+    if "joblib" in sys.modules:  # who imports it later calls `jt.register_joblib()`
+        with contextlib.suppress(ImportError):  # it is too old, which only who wants the backend needs to hear
+            register_joblib()
 
 
 def unload(ip: Any) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jupyter_tasks.backends.local import LocalBackend
+from jupyter_tasks.backends.threads import ThreadBackend
 from jupyter_tasks.engine.events import (
     CPU_UNITS,
     Announce,
@@ -36,24 +37,32 @@ from jupyter_tasks.engine.events import (
     Entry,
     Event,
     Fetched,
+    GiveRoom,
     GroupClosed,
     GroupMade,
     GroupTold,
     Held,
     Instruction,
     Interrupt,
+    ItemContains,
     Kill,
+    Lease,
     Put,
     Recall,
     Released,
     Retire,
+    RoomAsked,
     Run,
     Submitted,
+    Taken,
     Task,
     TaskSpec,
     Terminate,
+    ThreadsOffered,
     Tick,
     TooMuchMemory,
+    Uploaded,
+    thread_slots,
 )
 from jupyter_tasks.engine.groups import Group
 from jupyter_tasks.engine.scheduler import HISTORY, Scheduler
@@ -127,7 +136,6 @@ class Supervisor:
         self._clients: dict[int, _Client] = {}
         self._client_ids = itertools.count(1)  # 1: the kernel
         self._worker_clients: dict[int, _Client] = {}  # by the worker's number
-        self._group_names: dict[int, str] = {}  # of the last ones, also of those that are gone
         self._running_told: dict[int, int] = {}  # live groups: how many members run, as was told last
         self._changed_groups: dict[int, Group] = {}  # whose figures are not told yet
         self._last_options: tuple[bytes, dict[str, Any]] = (b"", {})
@@ -142,13 +150,14 @@ class Supervisor:
         self._signals = self._take_signals()
         self._backend = backend
         self._backend.start(self, config)
+        self._threads = ThreadBackend(self, self._say)
         total = {name: round(amount * CPU_UNITS) for name, amount in config["total"].items()}
         self._scheduler = Scheduler(total, self._backend.capabilities)
         self._do: dict[type, Callable[[Any], None]] = {
-            Run: lambda i: self._backend.run(i.lease, i.tasks),
+            Run: self._run,
             CloseLease: lambda i: self._backend.close(i.lease),
-            Recall: lambda i: self._backend.recall(i.lease, i.id),
-            Interrupt: lambda i: self._backend.interrupt(i.task),
+            Recall: lambda i: self._backend_of(i.lease).recall(i.lease, i.id),
+            Interrupt: lambda i: (self._threads if i.task.spec.thread else self._backend).interrupt(i.task),
             Terminate: lambda i: self._backend.terminate(i.task),
             Kill: lambda i: self._backend.kill(i.task),
             Retire: lambda i: self._backend.retire(i.lease),
@@ -157,6 +166,7 @@ class Supervisor:
             Announce: self._announce,
             GroupTold: self._group_told,
             Drop: lambda i: _close_all(i.fds),
+            GiveRoom: self._give_room,
         }
         self._ask: dict[str, Callable[[dict[str, Any]], Any]] = {
             "tasks": self._tasks_op,
@@ -168,10 +178,12 @@ class Supervisor:
             "debug": self._debug_op,
             "story": self._story_op,
             "groups": self._groups_op,
+            "item_contains": self._item_contains_op,
         }
         self._ask_later: dict[str, Callable[[_Client, int, dict[str, Any]], None]] = {
             "input": self._pass_on,
             "stack": self._stack,
+            "room": self._room_asked,
         }
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
@@ -426,6 +438,7 @@ class Supervisor:
         for _, fds in client.out:
             _close_all(fds)
         if client.known:
+            self._threads.client_gone(client.id)
             self._questions = {serial: asked for serial, asked in self._questions.items() if asked[0] != client.id}
             self._events.append(ClientGone(client.id))
 
@@ -464,28 +477,36 @@ class Supervisor:
 
     def _task(self, client: _Client, call: bytes, flags: int, nfds: int, fn: int, id: int) -> Task:
         """A task with options or shared memory."""
-        base = self._functions[fn][2] if fn else _CELL
         options: dict[str, Any] = {}
         if flags & Flag.OPTIONS:
             length = int.from_bytes(call[HEADER_SIZE : HEADER_SIZE + 4], "little")
             options = self._options_in(call[HEADER_SIZE + 4 : HEADER_SIZE + 4 + length])
-            if fn and options.keys() == {"group"} and not nfds:
-                # For us alone, too: without it the task is as plain as others, and may share a packet.
+            if "plain" in options and not nfds:  # its group is for us alone: the worker gets a task like any other
                 body = call[HEADER_SIZE + 4 + length :]
-                task = Task(id, client.id, fn, base, frame(Kind.TASK, id, body, fn=fn), True)
-                task.group = options["group"]
+                task = Task(id, client.id, fn, self._functions[fn][2], frame(Kind.TASK, id, body, fn=fn), True)
+                task.group_id = options["group"]
                 return task
             if "pins" in options:
                 # For us alone. Thousands of ids would not fit into a message to the worker.
                 text = to_json({key: value for key, value in options.items() if key != "pins"})
                 body = len(text).to_bytes(4, "little") + text + call[HEADER_SIZE + 4 + length :]
                 call = frame(call[4], id, body, flags=flags, fn=fn, fds=nfds)
+        base = self._functions[fn][2] if fn else _FUNCTION if "threads" in options else _CELL
         spec = _spec(options, base) if not _SPEC_FIELDS.isdisjoint(options) else base
+        if "threads" in options:
+            self._events.append(ThreadsOffered(client.id, options["threads"]))
+            slot = (thread_slots(client.id), CPU_UNITS)
+            spec = dataclasses.replace(
+                *(spec,),
+                thread=True,
+                interruptible=options.get("interruptible", False),
+                demand=tuple(sorted((*spec.demand, slot))),
+            )
         task = Task(id, client.id, fn, spec, call, False)
         task.deps = tuple(options.get("deps", ()))
         task.pins = tuple(options.get("pins", ()))
         task.parent = options.get("parent", 0)
-        task.group = options.get("group", 0)
+        task.group_id = options.get("group", 0)
         task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
         if spec.watched:
             if not self._waiting:
@@ -515,6 +536,8 @@ class Supervisor:
             self._events.append(Contains(id, ids) if id else Held(client.id, ids))
         elif kind == Kind.FETCH:
             self._events.append(Fetched(client.id, id, fn))
+        elif kind == Kind.TAKEN:
+            self._events.append(Taken(client.id, id, fn))
         elif kind == Kind.FUNCTION:
             length = int.from_bytes(body[:4], "little")
             self._functions[fn] = (whole, fds, _spec(from_json(body[4 : 4 + length]), _FUNCTION))
@@ -524,6 +547,13 @@ class Supervisor:
             entry.frame = frame(Kind.RESULT, id, body, fds=len(fds))
             entry.fds = fds
             self._events.append(Put(entry))
+        elif kind in _SAID_BY_HOSTS:
+            if self._threads.heard(client.id, kind, flags, fn, id, whole, fds):
+                return
+            if kind == Kind.RESULT:
+                self._events.append(Uploaded(client.id, id, whole, fds))
+            else:
+                _close_all(fds)  # of a task that is over
         elif kind == Kind.GROUP:
             self._events.append(self._group(client, id, from_json(body)) if body else GroupClosed(id))
         elif kind == Kind.REQUEST:
@@ -539,9 +569,6 @@ class Supervisor:
         if not self._running_told:
             self.call_at(time.monotonic() + RUNNING_EVERY, self._tell_running)
         self._running_told[id] = 0
-        self._group_names[id] = options["name"]
-        if len(self._group_names) > HISTORY:
-            del self._group_names[next(iter(self._group_names))]
         group = Group(
             *(id, client.id, options["name"]),
             grace=options.get("grace"),
@@ -644,6 +671,11 @@ class Supervisor:
                 outcome = HEADER.pack(size, kind, flags, nfds, instruction.serial, id) + outcome[HEADER_SIZE:]
             self._send(client, outcome, instruction.fds)
 
+    def _give_room(self, instruction: GiveRoom) -> None:
+        client = self._clients.get(instruction.client)
+        if client is not None:
+            self._send(client, frame(Kind.REPLY, instruction.serial, to_json(instruction.taken)))
+
     def _announce(self, instruction: Announce) -> None:
         task = instruction.task
         if task.state is State.RUNNING:
@@ -654,6 +686,21 @@ class Supervisor:
         client = self._clients.get(task.owner)
         if client is not None:
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
+
+    def _run(self, instruction: Run) -> None:
+        lease, tasks = instruction
+        if tasks[0].spec.thread:
+            self._threads.run(lease, tasks[0])
+        else:
+            self._backend.run(lease, tasks)
+
+    def _backend_of(self, lease: Lease) -> LocalBackend | ThreadBackend:
+        return self._threads if lease.place is self._threads else self._backend
+
+    def _say(self, client: int, data: bytes) -> None:
+        """To a client, if it is still there."""
+        if client in self._clients:
+            self._send(self._clients[client], data)
 
     def _group_told(self, instruction: GroupTold) -> None:
         group = instruction.group
@@ -694,21 +741,13 @@ class Supervisor:
         record = {"id": group.id, **group.record()}
         running = 0
         for lease in self._scheduler.leases.values():
-            task = self._scheduler.live.get(self._backend.running(lease))
-            if task is not None and self._is_in(task, group):
+            task = self._scheduler.live.get(self._backend_of(lease).running(lease))
+            if task is not None and _is_in(task, group):
                 running += 1
         record["running"] = running
         end = group.ended_at if group.ended_at is not None else time.monotonic()
         record["elapsed_s"] = end - group.created_at
         return record
-
-    def _is_in(self, task: Task, group: Group) -> bool:
-        """The task is a member, or one of an inner group."""
-        id = task.group
-        while id and id != group.id:
-            inner = self._scheduler.objects.get(id)
-            id = inner.parent if isinstance(inner, Group) else 0
-        return bool(id)
 
     # -- usage and limits -------------------------------------------------------------------------------------
 
@@ -812,8 +851,10 @@ class Supervisor:
         if task.state in FINAL and task.lease is not None:
             record["lingers"] = self._backend.left_running(task)
             record["kept"] = self._backend.keeps_frames(task)
-        if task.group:
-            record["group"] = self._group_names.get(task.group, show_id(task.group))
+        if task.spec.thread:
+            record["executor"] = "thread"  # screens say that it cannot be killed
+        if task.group is not None:
+            record["group"] = task.group.name
         if task.retry_at is not None:
             record["retry_in_s"] = max(0.0, task.retry_at - now)
         if task.cancel is not None:
@@ -841,18 +882,22 @@ class Supervisor:
 
     def _slot_holders(self) -> Iterator[str]:
         for lease in self._scheduler.leases.values():
-            running = self._scheduler.live.get(self._backend.running(lease))
+            running = self._scheduler.live.get(self._backend_of(lease).running(lease))
             if running is not None and (lease.holds or lease.keeps):
                 yield running.spec.name
 
     def _tasks_op(self, question: dict[str, Any]) -> Any:
-        tasks = self._scheduler.tasks(question.get("limit", HISTORY))
+        wanted = question.get("ids")
+        tasks: Sequence[Task]
+        if wanted is None:
+            tasks = self._scheduler.tasks(question.get("limit", HISTORY))
+        else:
+            tasks = [task for id in wanted if (task := self._scheduler.find(id)) is not None]
         for task in tasks:
             if task.id in self._usage and task.state not in FINAL:
                 self._sample(task)
-        wanted = question.get("ids")
         return {
-            "tasks": [self._record(task) for task in tasks if wanted is None or task.id in wanted],
+            "tasks": [self._record(task) for task in tasks],
             "live": len(self._scheduler.live),
         }
 
@@ -864,7 +909,7 @@ class Supervisor:
         group = scheduler.objects.get(question["id"])
         if not isinstance(group, Group):
             return None
-        members = [self._record(task) for task in scheduler.tasks() if self._is_in(task, group)]
+        members = [self._record(task) for task in scheduler.tasks() if _is_in(task, group)]
         return {**self._group_record(group), "tasks": members}
 
     def _story_op(self, question: dict[str, Any]) -> Any:
@@ -908,6 +953,16 @@ class Supervisor:
     def _warm_op(self, question: dict[str, Any]) -> Any:
         self._backend.warm_up(int(question.get("count", 0)), list(question.get("preload", ())))
         return True
+
+    def _item_contains_op(self, question: dict[str, Any]) -> Any:
+        """Asked before the worker tells the item: on another socket, which would not wait for this word."""
+        self._events.append(ItemContains(question["task"], question["place"], question["inside"]))
+        self._pump()
+        return True
+
+    def _room_asked(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """Answered by GiveRoom."""
+        self._events.append(RoomAsked(client.id, request, question["task"], question["made"]))
 
     def _stack(self, client: _Client, request: int, question: dict[str, Any]) -> None:
         """What a running task is doing: its worker writes it, we read it when no more comes."""
@@ -972,11 +1027,20 @@ class Supervisor:
             os._exit(0)
 
 
+def _is_in(task: Task, group: Group) -> bool:
+    """A member, or one of an inner group."""
+    return task.group is not None and any(each is group for each in task.group.chain())
+
+
 def _close_all(fds: Sequence[int] | deque[int]) -> None:
     for fd in fds:
         os.close(fd)
 
 
+# What a client says of the thread tasks that it runs.
+_SAID_BY_HOSTS = frozenset(
+    {Kind.STARTED, Kind.RESULT, Kind.ERROR, Kind.INTERRUPTED, Kind.BLOCKED, Kind.UNBLOCKED, Kind.YIELD}
+)
 _FUNCTION = TaskSpec()
 _CELL = TaskSpec(name="cell", kind="cell", max_retries=0, watched=True)
 
@@ -991,6 +1055,8 @@ def _spec(options: dict[str, Any], base: TaskSpec) -> TaskSpec:
         )
         if key in options
     }
+    if options.get("generator") == "streaming":
+        changes |= {"streams": True, "backpressure": options.get("backpressure", 0)}
     if "announce" in options:
         changes["watched"] = bool(options["announce"])
     if {"cpus", "gpus", "resources"} & options.keys():

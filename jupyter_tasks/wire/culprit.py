@@ -74,7 +74,11 @@ def refusal(
         reason = f"cannot be pickled ({_text(error)})"
         culprit = Culprit(name, _type_name(value), reason, _general_advice, name)
     subject = "it" if culprit.path == culprit.name else culprit.path
-    advice = culprit.advice if to == "a worker" else "Leave it out, or return plain data instead."
+    advice = "Leave it out, or return plain data instead."
+    if to == "a worker":
+        advice = culprit.advice
+    elif to == "the kernel" and culprit.type_name in ("generator", "async_generator"):
+        advice = "Return list(...) of it, or use @jt.remote(num_returns='streaming') for its items one by one."
     message = f"Cannot send {culprit.name!r} to {to}: {subject} {culprit.reason}. {advice}"
     return UnserializableError(message, path=culprit.path, type_name=culprit.type_name)
 
@@ -403,6 +407,9 @@ _ADVICE = {
     ),
     "pass a list of its items, or create it inside the task": (
         "generator async_generator itertools. map filter zip enumerate _csv."
+    ),
+    "pass the refs that it hands out, as in [f.remote(ref) for ref in generator]": (
+        "jupyter_tasks.streams.ObjectRefGenerator"
     ),
     "await it first and pass its result": ("coroutine _asyncio.Future _asyncio.Task asyncio.futures. asyncio.tasks."),
     "call its result() first and pass that": "concurrent.futures._base.Future",

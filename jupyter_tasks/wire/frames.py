@@ -7,8 +7,10 @@ is a unix socket; big values travel beside a frame as file descriptors (`fds` in
     kind u8    one of Kind
     flags u8   bits of Flag, log2 of a duration in the upper four
     fds  u16   file descriptors that travel with this frame
-    fn   u64   id of the function, 0 for a cell; client id << 32 | count. FETCH and its answer: a serial number
-    id   u64   id of the task or object; client id << 40 | count
+    fn   u64   id of the function, 0 for a cell; client id << 32 | count. FETCH and its answer: a serial number.
+               YIELD: the item's place, from 0. TAKEN: a count
+    id   u64   id of the task or object; client id << 40 | count. Items of generators, which the supervisor
+               counts, are beyond those of all clients
 
 Who says what, and when, is written next to each Kind. No thread, no socket and no clock in here.
 """
@@ -20,10 +22,13 @@ import struct
 from typing import Any
 
 __all__ = [
+    "ALL_TAKEN",
     "CLIENT_SHIFT",
     "FUNCTION_SHIFT",
     "HEADER",
     "HEADER_SIZE",
+    "ITEMS",
+    "ITEM_OF",
     "MAX_FDS",
     "PROTOCOL",
     "SESSION_MARK",
@@ -33,6 +38,7 @@ __all__ = [
     "from_json",
     "show_id",
     "to_json",
+    "with_option",
 ]
 
 SESSION_MARK = "JUPYTER_TASKS_SESSION"  # environment variable that the supervisor and all below it inherit
@@ -40,7 +46,10 @@ PROTOCOL = 1  # goes up when an older peer could misunderstand us; the handshake
 HEADER = struct.Struct("=IBBHQQ")
 HEADER_SIZE = HEADER.size
 CLIENT_SHIFT = 40  # 2**24 clients, 2**40 (a million million) tasks each
+ITEMS = (1 << 24) - 1 << CLIENT_SHIFT  # ids of items of generators come after this one
 FUNCTION_SHIFT = 32
+ITEM_OF = struct.Struct("=QQ")  # id of the task, the item's place from 0
+ALL_TAKEN = (1 << 63) - 1
 MAX_FDS = 200  # per message; the kernel's own limit is 253 (SCM_MAX_FD)
 
 
@@ -76,6 +85,9 @@ class Kind:
     PRELOAD = 23     # S->W: import these modules while idle (body: JSON)
     FORGET = 24      # S->W: the frames of the failed task `id` are not wanted any more; answered by IDLE
     DEBUG = 25       # S->W: open them in a debugger
+    YIELD = 26       # W->S: the generator task `id` has made an item (body: a value as in RESULT)
+    ITEM = 27        # S->C: which is now object `id` (body: ITEM_OF, then the value; Flag.BIG as for RESULT)
+    TAKEN = 28       # C->S: of the items of task `id`, `fn` were taken; ALL_TAKEN: nobody will take any more
     GROUP = 30       # C->S: object `id` is a group of tasks (body: JSON); with no body: its block was left
     # fmt: on
 
@@ -102,6 +114,18 @@ def frame(kind: int, id: int = 0, body: bytes = b"", *, flags: int = 0, fn: int 
     return HEADER.pack(len(body), kind, flags, fds, fn, id) + body
 
 
+def with_option(call: bytes, name: str, value: Any) -> bytes:
+    """A TASK frame with one option more, or with another value of it."""
+    _, kind, flags, fds, fn, id = HEADER.unpack_from(call)
+    body = call[HEADER_SIZE:]
+    options: dict[str, Any] = {}
+    if flags & Flag.OPTIONS:
+        length = int.from_bytes(body[:4], "little")
+        options, body = from_json(body[4 : 4 + length]), body[4 + length :]
+    text = to_json({**options, name: value})
+    return frame(kind, id, len(text).to_bytes(4, "little") + text + body, flags=flags | Flag.OPTIONS, fn=fn, fds=fds)
+
+
 def to_json(value: Any) -> bytes:
     """The body of a control frame. Control frames are JSON so that nobody ever unpickles for us."""
     return json.dumps(value, separators=(",", ":")).encode()
@@ -113,6 +137,8 @@ def from_json(body: bytes | memoryview) -> Any:
 
 
 def show_id(id: int) -> str:
-    """How people see an id: tasks of the kernel are 1, 2, 3; those of client 4 are 4-1, 4-2."""
+    """How people see an id: tasks of the kernel are 1, 2, 3; those of client 4 are 4-1, 4-2; items are item-1."""
     client, count = id >> CLIENT_SHIFT, id & ((1 << CLIENT_SHIFT) - 1)
+    if client == ITEMS >> CLIENT_SHIFT:
+        return f"item-{count}"
     return str(count) if client <= 1 else f"{client}-{count}"

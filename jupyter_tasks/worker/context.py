@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks import refs
@@ -11,11 +14,49 @@ if TYPE_CHECKING:
     from jupyter_tasks.client import Client
     from jupyter_tasks.worker.execution import _Worker
 
-__all__ = ["client_of_worker", "current_worker", "enter_worker", "forget_client"]
+__all__ = [
+    "TaskFacts",
+    "client_of_worker",
+    "current_worker",
+    "enter_worker",
+    "forget_client",
+    "task_facts",
+    "thread_call",
+]
+
+# The thread task that this code belongs to (a `threads._Call`).
+thread_call: ContextVar[Any] = ContextVar("jupyter_tasks_thread_task", default=None)
 
 _worker: _Worker | None = None
 _client: Client | None = None
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What a task may know of itself."""
+
+    name: str
+    function_name: str | None  # None for a cell
+    resources: dict[str, float]
+    attempt: int
+
+
+def task_facts(
+    options: Mapping[str, Any], call: Callable[..., Any] | None, attempt: int, name: str | None = None
+) -> TaskFacts:
+    """From a task's options as they are on the wire, and its function; None for a cell."""
+    amounts = {"CPU": options.get("cpus", 1), "GPU": options.get("gpus"), **(options.get("resources") or {})}
+    function_name = None
+    if call is not None:
+        own = getattr(call, "__qualname__", type(call).__qualname__)
+        function_name = f"{getattr(call, '__module__', None)}.{own}"
+    return TaskFacts(
+        name=name or options.get("name", "task"),
+        function_name=function_name,
+        resources={resource: float(amount) for resource, amount in amounts.items() if amount},
+        attempt=attempt,
+    )
 
 
 def enter_worker(worker: _Worker) -> None:

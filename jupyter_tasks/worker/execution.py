@@ -47,7 +47,7 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.page import LEDGER_SIZE, Page
 from jupyter_tasks.wire.sockets import MESSAGE_LIMIT, receive
-from jupyter_tasks.worker import context, modules, progress, threads
+from jupyter_tasks.worker import context, items, modules, progress, threads
 from jupyter_tasks.worker.interrupt import Guard
 from jupyter_tasks.worker.output import Streams
 
@@ -112,9 +112,11 @@ class _Function:
     options: dict[str, Any] = field(default_factory=dict)
     retry_exceptions: Any = False  # True, or a tuple of types
     threads: int = field(init=False)
+    streams: bool = field(init=False)  # a generator whose items go out one by one
 
     def __post_init__(self) -> None:
         self.threads = threads.wanted(self.options, 1)
+        self.streams = self.options.get("generator") == "streaming"
 
 
 class _Worker:
@@ -126,11 +128,14 @@ class _Worker:
         self.page = page
         self.streams = streams
         own = (_Worker.serve, _Worker._packet, _Worker._task, _Worker._debug, _Worker._flush, _Worker._end)
-        own_code = {function.__code__ for function in own}
+        own_code = {function.__code__ for function in own} | items.OWN_CODE
         self.guard = Guard(page, own_code)
         self.functions: dict[int, _Function] = {}
         self.threads = threads.Threads()
         self.task_id = 0
+        self._task_fn = 0  # of the task in hand, 0 for a cell
+        self._task_options: dict[str, Any] = {}  # those that its own frame carries
+        self._waits = 0  # of the task in hand, at this moment; several coroutines may wait at once
         self.replaced: frozenset[int] = frozenset()  # in a cell: ids of values that took the place of refs
         self._values: dict[int, tuple[bytes, int | None]] = {}  # what the next task needs: head, descriptor
         self._ends: list[bytes] = []  # frames not sent yet; the ledger holds the same bytes
@@ -217,6 +222,7 @@ class _Worker:
                 self._skip(id, fd)  # they were taken back between two reads, too
                 guard.end()
                 return
+        self._task_fn, self._task_options, self._waits = fn, options, 0
         progress.set_report(self._report_progress)  # bars of an earlier task are nobody's parents
         if flags & Flag.ANNOUNCE:
             self._flush()
@@ -274,10 +280,11 @@ class _Worker:
             ends[-1] = _with_flags(ends[-1], stays | min(took, MOST_DURATION) << DURATION_SHIFT)
             if left_over:
                 self._left_over = self._given_back = True
-        self._end(ends, fds)
+        streams = fn != 0 and self.functions[fn].streams
+        self._end(ends, alone=streams or bool(fds))
         guard.end()
         self.task_id = 0
-        if fds or flags & Flag.ANNOUNCE or self._given_back:
+        if fds or flags & Flag.ANNOUNCE or self._given_back or streams:
             self._flush(fds)
         if self._cleanup is not None and not self._left_over and self._kept is None:
             self._clean_up()
@@ -326,20 +333,24 @@ class _Worker:
             except Exception:
                 traceback.print_exc()
 
-    def _end(self, ends: list[bytes], fds: list[int] | None = None) -> None:
-        """Keeps the frames that say how a task ended; the ledger makes them survive this process."""
+    def _end(self, ends: list[bytes], *, alone: bool = False) -> None:
+        """Keeps the frames that say how a task ended; the ledger makes them survive this process.
+
+        Args:
+            alone: they go out by themselves, and soon, and not by the ledger: those with descriptors, which would be a
+                lie without them, and the end of a generator, which must not overtake its items.
+        """
         words, page = self.page.words, self.page
         length = words[layout.LEDGER] & 0xFFFFFFFF
-        if fds and self._ends:  # what goes out with descriptors goes out by itself
+        if alone and self._ends:
             self._flush()
             length = 0
         for end in ends:
-            if length + len(end) > LEDGER_SIZE and not fds:
+            if length + len(end) > LEDGER_SIZE and not alone:
                 self._flush()
                 length = 0
             self._ends.append(end)
-            # A frame with descriptors cannot be told from the ledger: without them it would be a lie.
-            if len(end) <= LEDGER_SIZE and not fds:
+            if len(end) <= LEDGER_SIZE and not alone:
                 page.ledger[length : length + len(end)] = end
                 length += len(end)
         words[layout.LEDGER] = self._messages << 32 | length
@@ -377,14 +388,30 @@ class _Worker:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around a wait for other tasks: meanwhile this task's slot is free, so nesting never deadlocks."""
-        if threading.current_thread() is not threading.main_thread() or not self.task_id:
+        own = not self.task_id or not self.guard.in_user_code  # a question of ours, which is answered at once
+        if own or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.send(Kind.BLOCKED, self.task_id, b"")
+        id = self.task_id
+        self._waits += 1
+        if self._waits == 1:
+            self.send(Kind.BLOCKED, id, b"")
         try:
             yield
         finally:
-            self.send(Kind.UNBLOCKED, self.task_id, b"")
+            if self.task_id == id:  # a coroutine that its task has left behind ends in a later one
+                self._waits -= 1
+                if not self._waits:
+                    self.send(Kind.UNBLOCKED, id, b"")
+
+    def task_facts(self) -> context.TaskFacts | None:
+        """What the running task may know of itself; None between tasks. Any thread."""
+        fn, options = self._task_fn, self._task_options
+        if not self.task_id:
+            return None
+        function = self.functions[fn] if fn else None
+        held = options if function is None else function.options
+        return context.task_facts(held, function.call if function is not None else None, options.get("attempt", 0))
 
     def _report_progress(self, bar: dict[str, Any]) -> None:
         if self.task_id:
@@ -432,6 +459,7 @@ class _Worker:
     ) -> tuple[list[bytes], list[int]]:
         """Runs one function task. Raises only KeyboardInterrupt."""
         function = self.functions[fn]
+        num_returns = options.get("num_returns", function.options.get("num_returns"))
         try:
             args, kwargs = self._arguments(body, fd)
             value = _call(function.call, args, kwargs)
@@ -439,6 +467,15 @@ class _Worker:
                 import asyncio  # 40 ms that few tasks need
 
                 value = asyncio.run(value)
+            if function.streams:
+                sender = items.Sender(self, id, function.options.get("backpressure", 0))
+                items.drive(items.checked(value, function.options), sender.take)
+                value = None
+            elif "generator" in function.options:
+                put = context.client_of_worker().put
+                value = items.dynamic(items.checked(value, function.options), put)
+            elif num_returns is not None and items.is_generator(value):
+                value = items.collect(value, num_returns)
         except KeyboardInterrupt:
             raise
         except SystemExit as error:
@@ -448,11 +485,8 @@ class _Worker:
             if self.page.words[layout.KEEP] and not flags and not self.config["gpus"]:
                 self._failure = error
             return [_error_frame(id, sys.exc_info(), flags=flags)], []
-        num_returns = options.get("num_returns", function.options.get("num_returns", 1))
-        if num_returns == 1:
-            return self._values_out(id, [value])
         try:
-            values = _several(value, num_returns)
+            values = items.results(value, num_returns)
         except (ValueError, TypeError):
             return [_error_frame(id, sys.exc_info(), flags=0)], []
         return self._values_out(id, values)
@@ -483,7 +517,7 @@ class _Worker:
             for i in reversed(range(len(values))):
                 refs: list[ObjectRef] = []
                 data, buffers = serialize.dumps(
-                    values[i], root="result", to="the kernel", reducers=functools.partial(_note_ref, refs)
+                    values[i], root="result", to="the kernel", reducers=functools.partial(items.note_ref, refs)
                 )
                 if refs:
                     # Through the client, which tells after this, and not before, that our own refs are gone.
@@ -694,13 +728,6 @@ def _call(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     return call(*args, **kwargs)
 
 
-def _note_ref(refs: list[ObjectRef], value: object) -> Any:
-    """A hook for the pickler that notes the refs inside a value."""
-    if type(value) is ObjectRef:
-        refs.append(value)
-    return NotImplemented
-
-
 def _raiser(error: BaseException) -> Callable[..., Any]:
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise error
@@ -710,18 +737,6 @@ def _raiser(error: BaseException) -> Callable[..., Any]:
 
 def _wants_retry(wanted: Any, error: BaseException) -> bool:
     return wanted is True or (isinstance(wanted, tuple) and isinstance(error, wanted))
-
-
-def _several(value: Any, num_returns: int) -> list[Any]:
-    """The values that a task with several refs, or with none, has returned."""
-    if num_returns == 0:
-        return [None]
-    if not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
-        raise TypeError(f"Task returned {type(value).__name__}, which has no length, but num_returns={num_returns}.")
-    values = list(value)
-    if len(values) != num_returns:
-        raise ValueError(f"Task returned {len(values)} objects, but num_returns={num_returns}.")
-    return values
 
 
 def _exit_code(error: SystemExit) -> int:

@@ -8,7 +8,7 @@ late, twice, or for a task that has ended.
 Where an exception would vanish (inside `__del__` or a weakref callback) the handler raises nothing and comes back a
 moment later; where it vanished all the same, `sys.unraisablehook` tells, and it comes back too. Otherwise the task
 would stay "cancelling" for ever. An interrupt inside an import is raised, but marks the worker as tainted: a
-half-imported module stays broken in this process.
+half-imported module stays broken in this process. One that hits the bookkeeping of an event loop waits, too.
 
 The handler and `begin`/`end` belong to the main thread; `is_canceled` may be called from any thread.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -35,6 +36,9 @@ AGAIN_MOST = 0.05
 FRAMES_LOOKED_AT = 400  # deeper stacks are recursion of user code, where raising is right
 # Python frames under which an exception is printed and dropped instead of raised.
 _SWALLOWING_FILES = ("/weakref.py", "/_weakrefset.py", "<frozen _weakrefset>")
+_LIBRARY = os.path.dirname(os.__file__)
+_ASYNCIO = os.path.join(_LIBRARY, "asyncio", "")
+_SELECTORS = os.path.join(_LIBRARY, "selectors.py")
 
 
 class Guard:
@@ -42,13 +46,15 @@ class Guard:
 
     def __init__(self, page: Page, own_code: set[CodeType]) -> None:
         self._words = page.words
-        self._own_code = own_code  # the worker's loop, in which nothing is ever raised
+        # The worker's loop, and the edges of what is held back: nothing is ever raised there.
+        self._own_code = own_code | {Guard.hold.__code__, Guard.go_on.__code__}
         self._asked: set[int] = set()
         self._moved: set[int] = set()  # of those read but not begun: others run them
         self._seen = 0  # ring entries read so far
         self._delay = AGAIN_FIRST
         self.current = 0  # id of the task in this worker, 0 for none
         self.in_user_code = False
+        self._late = False  # an interrupt came while it was held back
         self.tainted = False  # an interrupt landed inside an import
         self._handler = self._handle_signal  # one object each: a bound method is a new one at every look
         self._hook = self._unraisable
@@ -87,12 +93,23 @@ class Guard:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Around work of ours in the midst of the user's, which must not be cut in two: an interrupt comes after it."""
-        self.in_user_code = False
+        self.hold()
         try:
             yield
         finally:
-            self.in_user_code = True
-        self.check()
+            late = self.go_on()
+        if late:
+            raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        """The same in two calls, for who must know what comes between them and an interrupt."""
+        self._late = False
+        self.in_user_code = False
+
+    def go_on(self) -> bool:
+        """True if an interrupt came meanwhile."""
+        self.in_user_code = True
+        return self._late
 
     def is_canceled(self) -> bool:
         """The running task was asked to stop. Any thread; about 0.1 us."""
@@ -117,8 +134,9 @@ class Guard:
             self._learn()
         self._words[layout.HANDLED] = self._seen  # until then the supervisor sends it again
         if not self.in_user_code or self.current not in self._asked or frame is None:
+            self._late = self.current in self._asked
             return  # for a task that has ended, or one that has not begun and will be skipped
-        if frame.f_code in self._own_code or self._would_vanish(frame):
+        if frame.f_code in self._own_code or _is_event_loop(frame.f_code) or self._would_vanish(frame):
             self._come_back()
             return
         self._delay = AGAIN_FIRST
@@ -153,6 +171,14 @@ class Guard:
             self._come_back()
             return
         sys.__unraisablehook__(unraisable)
+
+
+def _is_event_loop(code: CodeType) -> bool:
+    """The loop's own bookkeeping. An exception there loses what it has just taken from its queue: the coroutine whose
+    turn it was never goes on, and its end is awaited for ever (one cancel in 200 of a busy loop). The loop sleeps in
+    `select`, where an exception does no harm."""
+    file = code.co_filename
+    return file.startswith(_ASYNCIO) or (file == _SELECTORS and code.co_name != "select")
 
 
 def _signal_main_thread(delay: float) -> None:

@@ -186,6 +186,26 @@ def test_bad_input_is_one_line_that_names_the_culprit(kernel: Kernel, code: str,
     assert kernel.run("len(jt.tasks())").result == before
 
 
+def test_a_name_that_holds_a_generator_is_refused_with_what_to_do(kernel: Kernel) -> None:
+    """Its items belong to the notebook. Taken from it, they are refs as any."""
+    kernel.run("def numbers():\n    yield from range(3)\nstream = jt.remote(numbers).remote()")
+    text = kernel.run("%%remote\nlist(stream)").text("stderr")
+    assert text.startswith("UsageError: %%remote cell ")
+    assert text.count("\n") == 1
+    assert "Cannot send 'stream' to a worker" in text
+    assert "Pass the refs that it hands out" in text
+    assert kernel.run("first = next(stream)").ok
+    assert kernel.run("%%remote --wait -o value\nvalue = first + 10").ok
+    assert kernel.run("jt.get(value)").result == "10"
+
+
+def test_a_cell_reads_generators_that_it_makes(kernel: Kernel) -> None:
+    kernel.run("def numbers():\n    yield from range(3)")
+    cell = kernel.run("%%remote --wait -o total\ntotal = sum(jt.get(ref) for ref in jt.remote(numbers).remote())")
+    assert cell.ok, cell.error
+    assert kernel.run("jt.get(total)").result == "3"
+
+
 def test_a_syntax_error_shows_the_cell_and_launches_nothing(kernel: Kernel) -> None:
     """As in the kernel, with the notebook's line numbers."""
     cell = kernel.run("%%remote\nx = 1\ny = (")

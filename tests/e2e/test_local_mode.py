@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,74 @@ def test_several_values_and_none(local: None) -> None:
             jt.get(ref)
 
 
+def test_generators_run_to_their_end_and_keep_their_items(local: None) -> None:
+    """The same interface, errors and copies as otherwise; backpressure means nothing."""
+    made: list[int] = []
+
+    def task(n: int) -> Iterator[Any]:
+        for i in range(n):
+            made.append(i)
+            yield {"item": i, "ref": jt.put(i)}
+        raise ValueError("broken")
+
+    generator = jt.remote(task).options(generator_backpressure=1).remote(2)
+    assert isinstance(generator, jt.ObjectRefGenerator)
+    assert made == [0, 1]
+    assert generator.next_ready()
+    assert jt.wait([generator]) == ([generator], [])
+    first, second, broken = generator
+    assert [jt.get(jt.get(ref)["ref"]) for ref in (first, second)] == [0, 1]
+    assert (second.label, second.task_id) == ("task[1]", generator.task_id)
+    with pytest.raises(ValueError, match="broken") as caught:
+        jt.get(broken)
+    assert names_of(caught.value)[-1] == "task"
+    assert generator.is_finished()
+    assert list(generator) == []
+
+
+def test_generators_of_all_kinds(local: None) -> None:
+    async def numbers(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            await asyncio.sleep(0)
+            yield i
+
+    async def main() -> list[int]:
+        return [await ref async for ref in jt.remote(numbers).remote(3)]
+
+    assert asyncio.run(main()) == [0, 1, 2]
+    assert jt.get(list(jt.get(jt.remote(numbers).options(num_returns="dynamic").remote(2)))) == [0, 1]
+    assert jt.get(jt.remote(numbers).options(num_returns=2).remote(2)) == [0, 1]
+    for ref in jt.remote(numbers).options(num_returns=2).remote(3):
+        with pytest.raises(ValueError, match="yielded more than 2 objects"):
+            jt.get(ref)
+    (ref,) = jt.remote(num_returns="streaming")(lambda: 1).remote()
+    with pytest.raises(TypeError, match="needs a generator"):
+        jt.get(ref)
+
+
+def test_a_generators_further_attempt_keeps_what_was_made(local: None) -> None:
+    attempts: list[int] = []
+
+    def task() -> Iterator[tuple[int, int]]:
+        attempts.append(1)
+        for i in range(4):
+            if i == 2 and len(attempts) == 1:
+                raise ValueError
+            yield len(attempts), i
+
+    generator = jt.remote(retry_exceptions=True)(task).remote()
+    assert [jt.get(ref) for ref in generator] == [(1, 0), (1, 1), (2, 2), (2, 3)]
+
+
+def test_what_a_generator_cannot_send_is_refused_here_too(local: None) -> None:
+    def task() -> Iterator[Any]:
+        yield threading.Lock()
+
+    (ref,) = jt.remote(task).remote()
+    with pytest.raises(UnserializableError, match="item 0"):
+        jt.get(ref)
+
+
 def test_wrong_calls_are_the_same_errors_as_otherwise(local: None) -> None:
     with pytest.raises(TypeError, match=r"double\(\): "):
         jt.remote(double).remote()
@@ -407,8 +475,14 @@ def test_wait_and_get_find_everything_there(local: None) -> None:
     assert jt.wait(refs, num_returns=2) == (refs[:2], refs[2:])
     assert jt.wait(refs, num_returns=4, timeout=0) == (refs, [])
     assert jt.get(refs[:3], timeout=0) == [0, 2, 4]
+    assert list(jt.as_completed(refs, timeout=0)) == refs
     with pytest.raises(ZeroDivisionError):
         jt.get(refs)
+
+    async def main() -> list[jt.ObjectRef]:
+        return [ref async for ref in jt.as_completed(refs)]
+
+    assert asyncio.run(main()) == refs
 
 
 def test_futures_are_done_and_call_back(local: None) -> None:

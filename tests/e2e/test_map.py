@@ -100,6 +100,23 @@ def test_options_of_the_function_hold() -> None:
     assert jt.remote(num_returns=0)(lambda x: []).map([1, 2]) == [None, None]
 
 
+def test_generators_and_threads_can_be_mapped() -> None:
+    """What does not travel in bursts is submitted one by one, as a group all the same."""
+
+    @jt.remote
+    def count(n: int) -> Iterator[int]:
+        yield from range(n)
+
+    with jt.TaskGroup("outer") as outer:
+        streams = count.map([1, 3])
+        assert [[jt.get(ref) for ref in stream] for stream in streams] == [[0], [0, 1, 2]]
+        here = jt.remote(executor="thread")(lambda x, y: (x + y, os.getpid())).map([1, 2], y=5)
+        assert jt.get(here) == [(6, os.getpid()), (7, os.getpid())]
+    assert len(outer.tasks) == 4
+    with pytest.raises(TypeError, match=r"^item 1: count"):
+        count.starmap([(1,), ()])
+
+
 # -- what cannot be ----------------------------------------------------------------------------------------------------
 
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import fractions
 import functools
+import gc
+import itertools
+import math
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -19,12 +24,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import words
-from conftest import wait_until
+from conftest import session_is_up, status, wait_until
 
 import jupyter_tasks as jt
-from jupyter_tasks.exceptions import GetTimeoutError, JupyterTasksError, TaskCancelledError
+from jupyter_tasks import client as client_module
+from jupyter_tasks.exceptions import GetTimeoutError, JupyterTasksError, ObjectLostError, TaskCancelledError
+from jupyter_tasks.session import current_client
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -72,9 +80,9 @@ def test_get_again_gives_the_same_value_or_the_same_kind_of_error() -> None:
             jt.get(ref)
 
 
-@pytest.mark.parametrize("bad", [5, "x", None, {1: 2}])
-def test_get_of_something_else_is_a_type_error(bad: Any) -> None:
-    with pytest.raises(TypeError, match="an ObjectRef or a list of them"):
+@pytest.mark.parametrize("bad", [5, "x", None, {1: 2}, {jt}, iter([])], ids=lambda bad: type(bad).__name__)
+def test_get_of_something_else_is_a_value_error_as_in_ray(bad: Any) -> None:
+    with pytest.raises(ValueError, match="an ObjectRef or a list of them"):
         jt.get(bad)
 
 
@@ -84,8 +92,32 @@ def test_get_of_a_list_with_something_else_names_its_place() -> None:
         jt.get([ref, [ref]])
     with pytest.raises(TypeError):
         jt.get(ref, 5)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="negative"):
-        jt.get(ref, timeout=-1)
+
+
+def test_get_takes_a_tuple_and_an_empty_list() -> None:
+    assert jt.get((jt.put(1), jt.put(2))) == [1, 2]
+    assert jt.get([]) == jt.get(()) == []
+
+
+@pytest.mark.parametrize("verb", [jt.get, jt.wait, jt.as_completed], ids=lambda verb: str(verb.__name__))
+def test_a_timeout_is_a_number_of_seconds(verb: Any) -> None:
+    """Docs: a negative timeout is a ValueError; 0 and an endless one are fine, of any type of number."""
+    refs = [jt.put(1)]
+    for bad in (-1, -0.1, float("nan"), -math.inf):
+        with pytest.raises(ValueError, match="must not be negative"):
+            verb(refs, timeout=bad)
+    for strange in (True, "1", [1]):
+        with pytest.raises(TypeError, match="number of seconds"):
+            verb(refs, timeout=strange)
+    for good in (0, 0.5, 10**9, math.inf, fractions.Fraction(1, 2), np.float32(1), np.int64(1)):
+        verb(refs, timeout=good)
+
+
+@pytest.mark.parametrize("endless", [math.inf, 1e12])
+def test_a_very_long_timeout_waits(endless: float, two: list[jt.ObjectRef], tmp_path: Path) -> None:
+    """A month in milliseconds does not fit into what poll takes."""
+    threading.Timer(0.05, words.say, [tmp_path / "go"]).start()
+    assert jt.get(two, timeout=endless) == [0, 1]
 
 
 def test_get_gives_up_after_its_timeout_and_the_task_goes_on(two: list[jt.ObjectRef], tmp_path: Path) -> None:
@@ -203,9 +235,201 @@ def test_wait_refuses_what_makes_no_sense() -> None:
         jt.wait([ref, 5])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="twice"):
         jt.wait([ref, ref], num_returns=2)
-    with pytest.raises(ValueError, match="negative"):
-        jt.wait([ref], timeout=-0.1)
     assert jt.wait([]) == ([], [])
+
+
+def test_a_get_that_has_waited_for_long_is_not_robbed_of_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader thread takes over from a leader that an interrupt threw out, never from one that is slow to wake.
+
+    1. The main thread waits in `get` for longer than STALE_LEADER. 2. The answer comes. 3. Before the main thread has
+    taken it, the reader thread looks, several times. 4. The main thread must find the answer: no other would come.
+    """
+    monkeypatch.setattr(client_module, "STALE_LEADER", 0.5)
+    client = current_client()
+    receive = client._recvmsg
+
+    def late(*arguments: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            select.select([client._sock], [], [])
+            time.sleep(5 * client_module.READER_NAP)
+        return receive(*arguments)
+
+    monkeypatch.setattr(client, "_recvmsg", late)
+    got: list[Any] = []
+    thread = threading.Timer(NET, os.kill, [os.getpid(), signal.SIGINT])  # a net: it would hang
+    thread.start()
+    try:
+        got.append(jt.get(jt.remote(time.sleep).remote(0.7)))
+    except KeyboardInterrupt:
+        pytest.fail("the answer was taken by the reader thread, and get waits for ever")
+    finally:
+        thread.cancel()
+    assert got == [None]
+
+
+# -- as_completed ------------------------------------------------------------------------------------------------------
+
+
+def gated(place: str, count: int) -> list[jt.ObjectRef]:
+    """Tasks that end when the test says so: `words.say(f"{place}/{i}")`. All run at once."""
+    task = jt.remote(until).options(num_cpus=0)
+    return [task.remote(f"{place}/{i}", i) for i in range(count)]
+
+
+def test_refs_come_as_they_become_final(tmp_path: Path) -> None:
+    """Those that are final first, in the order given; then each at once, in the order of their ends."""
+    refs = [*gated(str(tmp_path), 4), jt.put("a"), jt.put("b")]
+    coming = jt.as_completed(refs)
+    assert [next(coming), next(coming)] == refs[4:]
+    for i in (2, 0, 3, 1):
+        words.say(tmp_path / str(i))
+        assert next(coming) is refs[i]
+    assert list(coming) == []
+
+
+def test_failed_and_cancelled_ones_come_too(two: list[jt.ObjectRef]) -> None:
+    def fail() -> None:
+        raise ValueError("v")
+
+    crash = jt.remote(os._exit).options(num_cpus=0, max_retries=0).remote(1)
+    failed = jt.remote(fail).options(num_cpus=0).remote()
+    jt.cancel(two[0])
+    assert set(itertools.islice(jt.as_completed([*two, failed, crash], timeout=NET), 3)) == {two[0], failed, crash}
+
+
+def test_as_completed_refuses_what_wait_refuses() -> None:
+    ref = jt.put(1)
+    with pytest.raises(TypeError, match="put the ref in a list"):
+        jt.as_completed(ref)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="item 1 is int"):
+        jt.as_completed([ref, 5])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="twice"):
+        jt.as_completed([ref, ref])
+    assert list(jt.as_completed([])) == []
+    assert list(jt.as_completed(iter([ref]))) == [ref]
+
+
+def test_its_timeout_counts_from_the_call_and_says_how_many_are_open(two: list[jt.ObjectRef], tmp_path: Path) -> None:
+    done = jt.remote(abs).options(num_cpus=0).remote(-1)
+    jt.get(done)
+    coming = jt.as_completed([*two, done], timeout=0.05)
+    wait_until(lambda: coming._rest() == 0, "its time is over")
+    assert next(coming) is done  # what is there comes all the same
+    for _ in range(2):
+        with pytest.raises(GetTimeoutError, match=r"2 of 3 refs were not final within 0\.05 s"):
+            next(coming)
+    words.say(tmp_path / "go")
+    assert jt.get(two, timeout=NET) == [0, 1]  # the tasks have gone on
+    assert set(coming) == set(two)
+
+
+def test_timeout_zero_gives_what_is_there() -> None:
+    refs = [jt.remote(abs).remote(-i) for i in range(50)]
+    jt.wait(refs, num_returns=50)
+    assert list(jt.as_completed(refs, timeout=0)) == refs
+
+
+def test_what_was_given_out_is_let_go(tmp_path: Path) -> None:
+    """Values are freed as the loop goes, not at its end."""
+    refs = [jt.put(i) for i in range(3)]
+    coming = jt.as_completed(refs)
+    refs.clear()
+    assert status()["objects"] == 3
+    for left in (2, 1, 0):
+        next(coming)
+        wait_until(lambda left=left: status()["objects"] == left, "the value is freed")
+
+
+def test_who_leaves_the_loop_leaves_nothing_behind(two: list[jt.ObjectRef]) -> None:
+    """However often: a poll over slow tasks must not fill the memory."""
+    done = jt.put(1)
+    for _ in range(100):
+        for _ in jt.as_completed([*two, done]):
+            break
+        with pytest.raises(GetTimeoutError):
+            list(jt.as_completed(two, timeout=0))
+
+        async def poll() -> None:
+            for ref in two:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(ref, 0.0001)
+            with pytest.raises(GetTimeoutError):
+                async for _ in jt.as_completed(two, timeout=0.0001):
+                    pass
+
+        asyncio.run(poll())
+    gc.collect()
+    assert all(len(ref._waiters or ()) <= 1 and not ref._callbacks for ref in two)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["for", "async for"])
+def test_many_thousand_refs_cost_as_much_as_get(asynchronous: bool) -> None:
+    """O(n): every ref is looked at twice, however they come. The bound is loose; n times n looks take a minute."""
+    count = 40_000
+    task = jt.remote(abs)
+    coming = jt.as_completed([task.remote(-i) for i in range(count)], timeout=60)
+
+    async def main() -> int:
+        return len({ref.id async for ref in coming})
+
+    began = time.perf_counter()
+    found = asyncio.run(main()) if asynchronous else len({ref.id for ref in coming})
+    assert found == count
+    assert time.perf_counter() - began < 20  # it takes 1.4
+
+
+def test_every_thread_may_have_its_own(two: list[jt.ObjectRef], tmp_path: Path) -> None:
+    got: list[set[jt.ObjectRef]] = []
+    threads = [threading.Thread(target=lambda: got.append(set(jt.as_completed(two)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    words.say(tmp_path / "go")
+    for thread in threads:
+        thread.join(NET)
+    assert got == [set(two)] * 4
+
+
+def test_async_for_lets_the_loop_run(two: list[jt.ObjectRef], tmp_path: Path) -> None:
+    async def main() -> list[Any]:
+        async def act() -> None:
+            await asyncio.sleep(0.001)
+            words.say(tmp_path / "go")
+
+        action = asyncio.ensure_future(act())
+        values = [await ref async for ref in jt.as_completed(two)]
+        await action
+        return sorted(values)
+
+    assert asyncio.run(main()) == [0, 1]
+
+
+def test_as_completed_in_a_task_gives_the_slot_back() -> None:
+    """As `get` does: with two CPUs, four tasks that wait for children do not deadlock."""
+
+    def parent(asynchronous: bool) -> list[int]:
+        refs = [jt.remote(abs).remote(-i) for i in range(3)]
+        if not asynchronous:
+            return sorted(jt.get(ref) for ref in jt.as_completed(refs))
+
+        async def main() -> list[int]:
+            return sorted([await ref async for ref in jt.as_completed(refs)])
+
+        return asyncio.run(main())
+
+    refs = [jt.remote(parent).remote(i % 2 == 0) for i in range(4)]
+    assert jt.get(refs, timeout=NET * 2) == [[0, 1, 2]] * 4
+
+
+def test_when_the_session_ends_all_refs_come_at_once(tmp_path: Path) -> None:
+    refs = gated(str(tmp_path), 3)
+    coming = jt.as_completed(refs)
+    words.say(tmp_path / "1")
+    assert next(coming) is refs[1]
+    threading.Timer(0.05, jt.shutdown).start()
+    assert set(coming) == {refs[0], refs[2]}
+    with pytest.raises(ObjectLostError):
+        jt.get(refs[0])
+    wait_until(lambda: not session_is_up(), "the session has ended")
 
 
 # -- await and futures --------------------------------------------------------------------------------------------------
@@ -250,6 +474,54 @@ def test_the_loop_runs_on_while_a_ref_is_awaited(two: list[jt.ObjectRef], tmp_pa
         return await asyncio.gather(two[0], act(), two[1])
 
     assert asyncio.run(main()) == [0, None, 1]
+
+
+def test_a_ref_is_awaitable_wherever_asyncio_takes_awaitables() -> None:
+    """gather (also of one ref twice), ensure_future, shield, as_completed; in several loops at the same time."""
+    refs = [jt.remote(abs).remote(-i) for i in range(5)]
+
+    async def main() -> Any:
+        twice = await asyncio.gather(refs[1], refs[1], *refs)
+        both = await asyncio.ensure_future(refs[2]), await asyncio.shield(refs[3])
+        return twice, both, sorted([await each for each in asyncio.as_completed(refs)])
+
+    expected = ([1, 1, 0, 1, 2, 3, 4], (2, 3), [0, 1, 2, 3, 4])
+    assert asyncio.run(main()) == expected
+    got: list[Any] = []
+    threads = [threading.Thread(target=lambda: got.append(asyncio.run(main()))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(NET)
+    assert got == [expected] * 3
+
+
+def test_gather_raises_the_first_failure_and_the_other_tasks_go_on(two: list[jt.ObjectRef], tmp_path: Path) -> None:
+    def fail() -> None:
+        raise KeyError("k")
+
+    async def main() -> Any:
+        with pytest.raises(KeyError):
+            await asyncio.gather(*two, jt.remote(fail).options(num_cpus=0).remote())
+        words.say(tmp_path / "go")
+        return await asyncio.gather(*two, jt.remote(fail).remote(), return_exceptions=True)
+
+    *values, error = asyncio.run(main())
+    assert values == [0, 1]
+    assert isinstance(error, KeyError)
+
+
+def test_async_tasks_that_await_their_children_do_not_deadlock() -> None:
+    """While a task awaits, its slot is free, however many of its coroutines wait; and it has it again afterwards."""
+
+    async def parent() -> int:
+        children = [jt.remote(abs).remote(-i) for i in range(5)]
+        first = await asyncio.gather(*children)
+        second = jt.get([jt.remote(abs).remote(-1) for _ in range(2)])
+        return sum(first) + sum(second) + await jt.remote(abs).remote(-5)
+
+    assert jt.get([jt.remote(parent).remote() for _ in range(6)], timeout=NET * 2) == [17] * 6
+    wait_until(lambda: status()["available"]["CPU"] == 2 or status()["idle"], "both slots are free")
 
 
 def test_a_ref_as_a_concurrent_future(two: list[jt.ObjectRef], tmp_path: Path) -> None:
@@ -339,6 +611,18 @@ def test_the_stop_button_ends_wait_at_once(tmp_path: Path) -> None:
     thread.join()
     words.say(tmp_path / "go")
     assert jt.get(ref, timeout=NET) == "done"
+
+
+def test_the_stop_button_ends_as_completed_at_once_and_it_can_be_gone_on_with(tmp_path: Path) -> None:
+    refs = [jt.put(1), jt.remote(slow).remote(str(tmp_path))]
+    coming = jt.as_completed(refs)
+    assert next(coming) is refs[0]
+    thread = interrupt_when_blocked(tmp_path / "in")
+    with pytest.raises(KeyboardInterrupt):
+        next(coming)
+    thread.join()
+    words.say(tmp_path / "go")
+    assert list(coming) == refs[1:]
 
 
 class Alarms:
@@ -447,6 +731,28 @@ def test_a_storm_of_interrupts_while_other_threads_wait_too() -> None:
     print(f"{tasks} tasks, {raised} interrupts raised in get")
     assert problems == []
     assert raised > 5
+    others_can_still_wait()
+
+
+@pytest.mark.slow
+def test_a_storm_of_interrupts_in_as_completed_loses_no_ref() -> None:
+    """Each comes exactly once, however often the iterator was interrupted in between."""
+    task = jt.remote(lambda i: i)
+    end = time.monotonic() + 5.0
+    with Alarms(seed=9) as alarms:
+        while time.monotonic() < end:
+            refs = [task.remote(i) for i in range(30)]
+            coming = jt.as_completed(refs, timeout=NET)
+            got: list[jt.ObjectRef] = []
+            for _ in range(40):
+                # No byte code of this test between the iterator's return and the list.
+                alarms.strike(functools.partial(got.extend, map(next, (coming,))), 0.0002)
+            alarms.rest()
+            got.extend(coming)
+            assert len(got) == len(refs)
+            assert set(got) == set(refs)
+    print(f"{alarms.raised} interrupts raised")
+    assert alarms.raised > 20
     others_can_still_wait()
 
 

@@ -38,6 +38,7 @@ from jupyter_tasks.engine.events import (
     Event,
     Fetched,
     Finished,
+    GiveRoom,
     Gone,
     GroupClosed,
     GroupMade,
@@ -46,6 +47,7 @@ from jupyter_tasks.engine.events import (
     IdleAgain,
     Instruction,
     Interrupt,
+    ItemContains,
     Kill,
     Lease,
     Put,
@@ -53,9 +55,11 @@ from jupyter_tasks.engine.events import (
     Recalled,
     Released,
     Retire,
+    RoomAsked,
     Run,
     Started,
     Submitted,
+    Taken,
     Task,
     TaskSpec,
     Terminate,
@@ -63,13 +67,25 @@ from jupyter_tasks.engine.events import (
     TooMuchMemory,
     UnBlocked,
     WaitBegan,
+    Yielded,
 )
 from jupyter_tasks.engine.groups import Group, GroupState
 from jupyter_tasks.engine.scheduler import Scheduler
 from jupyter_tasks.engine.states import FINAL, State
-from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER, HEADER_SIZE, Flag, Kind, frame, from_json
+from jupyter_tasks.wire.frames import (
+    ALL_TAKEN,
+    DURATION_SHIFT,
+    HEADER,
+    HEADER_SIZE,
+    ITEM_OF,
+    Flag,
+    Kind,
+    frame,
+    from_json,
+)
 
 KERNEL, OTHERS = 1, (5, 6, 7)
+WORKERS = 8  # stands for the connections of all workers
 DEAD = object()  # the place of a lease that has died
 STEPS = 6000
 
@@ -93,6 +109,8 @@ class Place:
         self.dead = False
         self.ours = False
         self.last = 0  # CURRENT
+        self.made = 0  # items of the generator it is in
+        self.asked_for_room = 0  # serial of the question that it waits with
 
 
 class Fake:
@@ -122,6 +140,9 @@ class Fake:
         self.refs: Counter[tuple[int, int]] = Counter()  # (client, object) -> refs
         self.made_by: dict[int, int] = {}
         self.gone_clients: set[int] = set()
+        self.items: dict[int, list[int]] = {}  # generator task -> places of the items that its owner was told of
+        self.taken: Counter[int] = Counter()  # of these so many were taken
+        self.serials = itertools.count(1)
         self.steps: Counter[str] = Counter()
 
     # -- the loop -------------------------------------------------------------------------------------------
@@ -160,6 +181,9 @@ class Fake:
             self.retire(instruction.lease)
         elif kind is Deliver:
             for outcome in instruction.frames:
+                if outcome[4] == Kind.ITEM:
+                    self.item_told(instruction.client, outcome)
+                    continue
                 self.told.setdefault(HEADER.unpack_from(outcome)[5], []).append(instruction.client)
         elif kind is DeliverValue:
             assert set(instruction.fds) <= self.open_fds, "a value was sent whose memory is closed"
@@ -169,8 +193,21 @@ class Fake:
                 self.open_fds.remove(fd)
         elif kind is GroupTold:
             self.look_at_group(instruction.group)
+        elif kind is GiveRoom:
+            for _, place in self.places.values():
+                if place.asked_for_room == instruction.serial:
+                    place.asked_for_room = 0
         else:
             assert kind is Announce
+
+    def item_told(self, client: int, told: bytes) -> None:
+        id = HEADER.unpack_from(told)[5]
+        task, place = ITEM_OF.unpack_from(told, HEADER_SIZE)
+        assert self.tasks[task].owner == client
+        assert client not in self.gone_clients, "an item was made for nobody"
+        self.items.setdefault(task, []).append(place)
+        self.refs[client, id] += 1
+        self.made_by[id] = client
 
     def look_at_group(self, group: Group) -> None:
         """What is told of a group is true at this moment."""
@@ -182,10 +219,11 @@ class Fake:
 
     def living_members(self, id: int) -> list[int]:
         """Tasks that are not final, of the group and of those inside it."""
-        inner = {id}
-        while more := {g.id for g in self.groups.values() if g.parent in inner} - inner:
-            inner |= more
-        return [t.id for t in self.tasks.values() if t.group in inner and t.submitted_at and t.state not in FINAL]
+        return [
+            t.id
+            for t in self.tasks.values()
+            if t.group is not None and t.state not in FINAL and any(each.id == id for each in t.group.chain())
+        ]
 
     # -- the backend ----------------------------------------------------------------------------------------
 
@@ -321,6 +359,7 @@ class Fake:
         place.current = task
         place.current_is_slow = self.rnd.random() < 0.2
         place.last = task.id
+        place.made = place.asked_for_room = 0
         self.begun[task.id] += 1
         if task.spec.watched or task.spec.timeout is not None:
             place.words.append(Started(task.id, self.now))
@@ -338,6 +377,11 @@ class Fake:
             return
         if place.current_is_slow and rnd.random() < 0.95:
             return  # in a long call; an interrupt ends it only if it is not deaf
+        if place.asked_for_room and task.id not in place.asked:
+            return
+        if task.spec.streams and rnd.random() < 0.8:
+            self.make_item(lease, place, task)
+            return
         if task.id in place.asked:
             if chance < 0.3:
                 self.end(lease, place, task, Kind.INTERRUPTED, flags=Flag.TAINTED if chance < 0.1 else 0)
@@ -365,6 +409,20 @@ class Fake:
             place.words.append(WaitBegan(lease))
         elif chance < 0.6 and task.spec.memory is not None:
             self.post(TooMuchMemory(task.id, task.spec.memory + 1))
+
+    def make_item(self, lease: Lease, place: Place, task: Task) -> None:
+        rnd = self.rnd
+        if rnd.random() < 0.3:  # with refs of the worker inside
+            held = self.values_of(KERNEL)
+            self.post(ItemContains(task.id, place.made, rnd.sample(held, min(len(held), 2))))
+            self.pump()  # the worker waits until this is taken in
+            if rnd.random() < 0.1:
+                return  # and is interrupted before it tells the item
+        place.words.append(Yielded(task.id, place.made, b"v", self.new_fds() if rnd.random() < 0.2 else ()))
+        place.made += 1
+        if task.spec.backpressure and rnd.random() < 0.8:
+            place.asked_for_room = next(self.serials)
+            self.post(RoomAsked(WORKERS, place.asked_for_room, task.id, place.made))
 
     def end(self, lease: Lease, place: Place, task: Task, kind: int, *, flags: int = 0) -> None:
         rnd = self.rnd
@@ -458,6 +516,8 @@ class Fake:
                 max_retries=0 if cell else rnd.randrange(3),
                 retry_delay=rnd.choice((0.0, 0.0, 0.5)) if not alike else 0.0,
                 num_returns=returns,
+                streams=(streams := not alike and returns == 1 and not cell and rnd.random() < 0.3),
+                backpressure=rnd.randrange(4) if streams else 0,
                 watched=cell or (not alike and rnd.random() < 0.3),
             )
             deps = rnd.sample(known, min(len(known), rnd.choice((0, 0, 1, 2)))) if not alike else []
@@ -468,7 +528,7 @@ class Fake:
             live = [t for t in self.scheduler.live.values() if t.state is State.RUNNING]
             task.parent = rnd.choice(live).id if live and rnd.random() < 0.2 else 0
             mine = [g for g in self.open_groups if self.groups[g].owner == client]
-            task.group = rnd.choice(mine) if mine and rnd.random() < 0.4 else 0
+            task.group_id = rnd.choice(mine) if mine and rnd.random() < 0.4 else 0
             for i in range(returns):
                 self.refs[client, id + i] += 1
                 self.made_by[id + i] = client
@@ -560,6 +620,16 @@ class Fake:
             *inside, outer = sorted(self.rnd.sample(held, min(len(held), 3)))
             self.post(Contains(outer, inside))
 
+    def take(self) -> None:
+        """An owner takes items of a generator, or drops it."""
+        if self.items:
+            id = self.rnd.choice(list(self.items))
+            if self.tasks[id].owner not in self.gone_clients and self.taken[id] < ALL_TAKEN:
+                self.taken[id] = min(self.taken[id] + self.rnd.randrange(3), len(self.items[id]))
+                if self.rnd.random() < 0.05:
+                    self.taken[id] = ALL_TAKEN
+                self.post(Taken(self.tasks[id].owner, id, self.taken[id]))
+
     def fetch(self) -> None:
         held = self.held_by(KERNEL)
         if held:
@@ -593,6 +663,7 @@ class Fake:
             (self.release, 3),
             (self.fetch, 0.5),
             (self.contain, 0.3),
+            (self.take, 1),
             (self.client_gone, 0.1),
             (self.time_goes_on, 1),
         ]
@@ -620,6 +691,7 @@ class Fake:
                 for id, task in list(self.scheduler.live.items()):
                     if task.state is State.CANCELLING:
                         self.post(CancelAsked(id, force=True))
+                    self.post(Taken(task.owner, id, ALL_TAKEN))
         pytest.fail(f"{len(self.scheduler.live)} tasks never ended: {list(self.scheduler.live.values())[:3]}")
 
 
@@ -642,7 +714,7 @@ def for_another(fake: Fake, task: Task) -> bool:
         return False
     if task.cancel.source == "parent":
         return fake.tasks[task.parent].cancel is not None
-    return task.cancel.source == "group" and fake.groups[task.group].cancel is not None
+    return task.cancel.source == "group" and task.group is not None and task.group.cancel is not None
 
 
 LEGAL = {
@@ -657,7 +729,7 @@ def judge_groups(fake: Fake) -> None:
         states = fake.group_states[id]
         assert group.kind, f"group {id} never ended: {states}"
         assert all(after in LEGAL[before] for before, after in itertools.pairwise(states)), states
-        members = [t for t in fake.tasks.values() if t.group == id]
+        members = [t for t in fake.tasks.values() if t.group is group]
         failed = any(t.state in (State.FAILED, State.CRASHED) for t in members)
         if group.state is GroupState.COMPLETED:
             assert not failed
@@ -679,6 +751,8 @@ def judge(fake: Fake) -> None:
         if task.state is State.CANCELLED and id not in fake.asked and not for_another(fake, task):
             # Only because a dependency was, in whose place it stands.
             assert fake.begun[id] == 0, f"{id} was cancelled unasked"
+        places = fake.items.get(id, [])
+        assert places == list(range(len(places))), f"{id} made {places}"
         attempts = fake.begun[id]
         assert attempts <= task.spec.max_retries + 1, f"{id} began {attempts} times"
         assert attempts <= 1 + fake.crashes[id] + fake.errors[id], f"{id} ran again without a reason"
@@ -738,7 +812,8 @@ ALL_EVENTS = (
         Contains,
         Released,
     ),
-    *(Fetched, ClientGone, WaitBegan, UnBlocked, Tick, GroupMade, GroupClosed, GroupTold),
+    *(Fetched, ClientGone, WaitBegan, UnBlocked, Tick, Yielded, ItemContains, Taken, RoomAsked, GiveRoom),
+    *(GroupMade, GroupClosed, GroupTold),
     *(Run, CloseLease, Recall, Interrupt, Terminate, Kill, Retire, Deliver, DeliverValue, Announce, Drop),
 )
 
