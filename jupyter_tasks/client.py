@@ -51,17 +51,20 @@ from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, re
 if TYPE_CHECKING:
     from jupyter_tasks.threads import ThreadHost
 
-__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome"]
+__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
+BURST_BYTES = 1 << 18  # of tasks that go in one write: what a socket's buffer takes at once, about
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
 MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
 STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
 Listener = Callable[[int, int, int, bytes], None]
+
+PackedCall = tuple[shared.Payload, dict[str, Any] | None]  # arguments, and options with what they refer to
 
 _CLOSE = -1  # for the event thread: close this descriptor
 _SIMPLE = frozenset({int, float, bool, str, bytes, type(None)})
@@ -244,7 +247,7 @@ class Client:
                 self._send(HEADER.pack(len(body), Kind.TASK, 0, 0, fn, id) + body)
                 return ref
         payload, options = self._packed(args, kwargs, named, options)
-        return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
+        return self.submit_packed(Kind.TASK, fn, payload, label, _plain_member(options), num_returns)
 
     def submit_stream(
         self,
@@ -315,6 +318,69 @@ class Client:
                 options["pins"] = [*options.get("pins", ()), *pins]
         return payload, options
 
+    def pack_call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> PackedCall:
+        """One call for `submit_calls`. Its payload is the caller's to close until it is submitted.
+
+        Raises:
+            UnserializableError: an argument cannot be sent.
+        """
+        if not kwargs and all(type(arg) in _SIMPLE for arg in args):
+            head = b"\0" + pickle.dumps((args, kwargs), 5)
+            if len(head) <= shared.INLINE_LIMIT:
+                return shared.Payload(head, None, len(head)), options
+        return self._packed(args, kwargs, named, options)
+
+    def submit_calls(
+        self, fn: int, calls: Iterable[PackedCall], label: str, num_returns: int = 1, group: int = 0
+    ) -> list[Any]:
+        """Many tasks of this function in few writes. Returns for each what `submit` would.
+
+        An error or interrupt on the way leaves some of them submitted, with nobody who knows their refs.
+
+        Args:
+            group: that they are made members of.
+        """
+        belonging = {**(self.belonging(None) or {}), **({"group": group} if group else {})}
+        same: dict[str, Any] | None = None  # options of the call before: most have the very same
+        head, flags = _options_head(_plain_member(belonging))
+        results: list[Any] = []
+        refs: list[ObjectRef] = []
+        frames: list[bytes] = []
+        size = 0
+        try:
+            for payload, options in calls:
+                id = self.new_ids(num_returns)
+                own = [ObjectRef(self, id + i, label) for i in range(num_returns)]
+                refs += own
+                results.append(own if num_returns > 1 else own[0])
+                for ref in own:
+                    self._pending[ref.id] = ref
+                if options is not same:
+                    head, flags = _options_head(_plain_member({**(options or {}), **belonging}))
+                    same = options
+                if payload.fd is None:
+                    body = head + payload.head
+                    frames.append(HEADER.pack(len(body), Kind.TASK, flags, 0, fn, id) + body)
+                    size += len(body)
+                if frames and (payload.fd is not None or size > BURST_BYTES):
+                    self._send(b"".join(frames))
+                    frames, size = [], 0
+                if payload.fd is not None:
+                    self.send_payload(Kind.TASK, id, head + payload.head, payload, fn=fn, flags=flags)
+            if frames:
+                self._send(b"".join(frames))
+        except BaseException:
+            for ref in refs:
+                self._pending.pop(ref.id, None)
+            raise
+        return results
+
     def submit_packed(
         self,
         kind: int,
@@ -336,9 +402,8 @@ class Client:
         flags = 0
         body = payload.head
         if options is not None:
-            text = to_json(options)
-            body = len(text).to_bytes(4, "little") + text + body
-            flags = Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
+            head, flags = _options_head(options)
+            body = head + body
         for ref in refs:
             self._pending[ref.id] = ref
         self.send_payload(kind, id, body, payload, fn=fn, flags=flags)
@@ -1106,6 +1171,19 @@ def read_welcome(sock: socket.socket) -> dict[str, Any]:
     if kind != Kind.HELLO or "refused" in welcome:
         raise exceptions.JupyterTasksError(welcome.get("refused", "This is not a supervisor of jupyter_tasks."))
     return dict(welcome)
+
+
+def _plain_member(options: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A member of a group that is nothing else may share a packet, as a task without options; generators may not."""
+    return {**options, "plain": True} if options is not None and options.keys() == {"group"} else options or None
+
+
+def _options_head(options: dict[str, Any] | None) -> tuple[bytes, int]:
+    """How a TASK's body begins, and its flags."""
+    if options is None:
+        return b"", 0
+    text = to_json(options)
+    return len(text).to_bytes(4, "little") + text, Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
 
 
 def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:

@@ -1339,7 +1339,10 @@ class Scheduler:
         if group.owner > 1:
             self._owned.setdefault(group.owner, set()).add(group.id)
         task = self.find(event.task) if event.task else None
-        outer = self.groups.get(event.parent) if event.parent else task.group if task is not None else None
+        outer = task.group if task is not None else None
+        if event.parent:
+            entry = self.objects.get(event.parent)  # also one that is over by now: its block may be open
+            outer = entry if isinstance(entry, Group) else None
         if outer is None or (outer.kind and outer.cancel is None):
             return
         group.outer = outer

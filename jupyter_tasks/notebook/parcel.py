@@ -49,6 +49,7 @@ class CellOptions:
     cpus: float | None = None
     gpus: float | None = None
     memory: int | None = None
+    group: str | None = None
 
 
 def cell_number(ip: Any) -> int:
