@@ -1073,7 +1073,7 @@ class Client:
         for callback in callbacks or ():
             try:
                 callback(ref)
-            except Exception:
+            except BaseException:  # also a SystemExit: this thread is not the callback's to end
                 import traceback
 
                 traceback.print_exc()
