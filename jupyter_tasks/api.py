@@ -255,7 +255,10 @@ def cancel(
     if isinstance(ref, ObjectRefGenerator):
         ref = ref.completed()
     if not isinstance(ref, ObjectRef):
-        raise TypeError(f"cancel() takes an ObjectRef, not {type(ref).__name__}. For actors there is jt.kill(actor).")
+        raise TypeError(
+            f"cancel() takes an ObjectRef, not {type(ref).__name__}. For groups there is group.cancel(), for actors "
+            "jt.kill(actor)."
+        )
     if grace is not None and grace < 0:
         raise ValueError(f"grace must not be negative, but is {grace}.")
     # Also for a final ref: threads or children of its task may still run. Of a session that has ended nothing does.

@@ -7,6 +7,7 @@ NAME` stops all of it; `--group NAME`.
 from __future__ import annotations
 
 import pytest
+import words
 from conftest import wait_until
 from kernels import Cell, Kernel
 
@@ -255,3 +256,30 @@ def test_local_mode_has_groups_in_the_notebook(kernel: Kernel) -> None:
         assert "2 of 2 done" in last(slow)
     finally:
         kernel.run("jt.shutdown()\ndel place, stopped")
+
+
+# -- the stop button ------------------------------------------------------------------------------------------------------
+
+
+def test_the_stop_button_ends_a_block_with_all_its_members(kernel: Kernel) -> None:
+    """The cell is interrupted as any other, and nothing of the group goes on. (Not in `async with`: with ipykernel 7.4
+    the stop button reaches no cell that awaits, not even `await asyncio.sleep(50)`.)"""
+    cell = kernel.start(
+        "with jt.TaskGroup('stopped') as stopped:\n    hold.remote(1, 'word1'); hold.remote(2, 'word2')\n"
+    )
+    heard(kernel, "word1")
+    heard(kernel, "word2")
+    wait_until(lambda: kernel_waits(kernel), "the cell waits at the end of its block")
+    kernel.interrupt()
+    kernel.finish(cell)
+    assert cell.reply["status"] == "error"
+    assert cell.reply["ename"] == "KeyboardInterrupt", cell.error
+    assert (
+        kernel.run("stopped.state, {task['state'] for task in stopped.tasks}").result == "('cancelled', {'cancelled'})"
+    )
+    assert kernel.run("1 + 1").result == "2"
+
+
+def kernel_waits(kernel: Kernel) -> bool:
+    """Its main thread sleeps, and has for some looks."""
+    return all(words.state(kernel.pid) == "S" for _ in range(20))
