@@ -30,7 +30,7 @@ from typing import Any
 from jupyter_tasks import exceptions
 from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
 from jupyter_tasks.show import show_bytes
-from jupyter_tasks.streams import GeneratorNote, ObjectRefGenerator
+from jupyter_tasks.streams import EndWaiter, GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import (
     ALL_TAKEN,
@@ -258,6 +258,7 @@ class Client:
         note = GeneratorNote(generator, self.dropped)
         note.id = completed.id
         self._streams[note.id] = note
+        self.add_waiter(completed, EndWaiter(note))
         self.when_final(completed, self._stream_over)
         # With options, if only empty ones: a generator shares its packet with no other task.
         self.submit_packed(Kind.TASK, fn, payload, label, options or {}, ref=completed)
@@ -932,10 +933,7 @@ class Client:
 
     def _stream_over(self, completed: ObjectRef) -> None:
         """Event thread; behind all of its items."""
-        generator = self._generator(completed.id)
         self._streams.pop(completed.id, None)
-        if generator is not None:
-            self._call_back(generator)
 
     def _close_given_up(self, slot: _Slot) -> None:
         if slot._kind:  # otherwise its answer comes by here

@@ -101,14 +101,15 @@ class RemoteFunction(Generic[T]):
         if known is None or client.closed:
             client = session.current_client()
             known = self._register(client)
-        if self._generator == "streaming":
-            return client.submit_stream(
-                known[1], args, kwargs, self._name, self._extra, self._named, backpressure=bool(self._backpressure)
-            )
         num_returns = self._num_returns
         extra = self._extra
         if self._captured:
             extra = {**(extra or {}), "pins": list(self._captured)}
+        if self._generator == "streaming":
+            backpressure = self._backpressure is not None
+            return client.submit_stream(
+                known[1], args, kwargs, self._name, extra, self._named, backpressure=backpressure
+            )
         ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
 
