@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Executor": "jupyter_tasks.executor",
     "ObjectRef": "jupyter_tasks.refs",
     "ObjectRefGenerator": "jupyter_tasks.streams",
     "RemoteFunction": "jupyter_tasks.functions",
@@ -31,6 +32,7 @@ _WHERE = {
     "is_initialized": "jupyter_tasks.session",
     "progress": "jupyter_tasks.worker.progress",
     "put": "jupyter_tasks.api",
+    "register_joblib": "jupyter_tasks.joblib_register",
     "remote": "jupyter_tasks.functions",
     "shutdown": "jupyter_tasks.session",
     "tasks": "jupyter_tasks.api",
@@ -54,9 +56,11 @@ if TYPE_CHECKING:
     from jupyter_tasks.api import put as put
     from jupyter_tasks.api import tasks as tasks
     from jupyter_tasks.api import wait as wait
+    from jupyter_tasks.executor import Executor as Executor
     from jupyter_tasks.functions import RemoteFunction as RemoteFunction
     from jupyter_tasks.functions import remote as remote
     from jupyter_tasks.groups import TaskGroup as TaskGroup
+    from jupyter_tasks.joblib_register import register_joblib as register_joblib
     from jupyter_tasks.refs import ObjectRef as ObjectRef
     from jupyter_tasks.session import init as init
     from jupyter_tasks.session import is_initialized as is_initialized

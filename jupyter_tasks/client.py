@@ -25,7 +25,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks import exceptions
 from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
@@ -47,6 +47,9 @@ from jupyter_tasks.wire.frames import (
     to_json,
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
+
+if TYPE_CHECKING:
+    from jupyter_tasks.threads import ThreadHost
 
 __all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome", "refuse_foreign"]
 
@@ -187,6 +190,7 @@ class Client:
         self._last_event = -1  # key of the frame that the event thread took last
         self._fds_taken = -1  # key of the last frame whose descriptors have an owner
         self._event_thread: threading.Thread | None = None
+        self._threads: ThreadHost | None = None
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         if self._epoll is not None:
             self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
@@ -200,7 +204,7 @@ class Client:
         fn: int = next(self._function_ids)
         text = to_json(options)
         body = len(text).to_bytes(4, "little") + text + payload.head
-        self._send_payload(Kind.FUNCTION, 0, body, payload, fn=fn)
+        self.send_payload(Kind.FUNCTION, 0, body, payload, fn=fn)
         return fn
 
     def submit(
@@ -253,16 +257,31 @@ class Client:
     ) -> ObjectRefGenerator:
         """The same for a generator function."""
         payload, options = self._packed(args, kwargs, named, self.belonging(options))
-        completed = ObjectRef(self, self.new_ids(1), label)
+        generator = self.new_stream(self.new_ids(1), label, backpressure=backpressure)
+        # With options, if only empty ones: a generator shares its packet with no other task.
+        self.submit_packed(Kind.TASK, fn, payload, label, options or {}, ref=generator.completed())
+        return generator
+
+    def new_stream(self, id: int, label: str, *, backpressure: bool) -> ObjectRefGenerator:
+        """What a generator task that is submitted next hands out its items by."""
+        completed = ObjectRef(self, id, label)
         generator = ObjectRefGenerator(self, completed, backpressure=backpressure)
         note = GeneratorNote(generator, self.dropped)
-        note.id = completed.id
-        self._streams[note.id] = note
+        note.id = id
+        self._streams[id] = note
         self.add_waiter(completed, EndWaiter(note))
         self.when_final(completed, self._stream_over)
-        # With options, if only empty ones: a generator shares its packet with no other task.
-        self.submit_packed(Kind.TASK, fn, payload, label, options or {}, ref=completed)
         return generator
+
+    @property
+    def threads(self) -> ThreadHost:
+        """Who runs thread tasks here."""
+        with self._hold_lock:
+            if self._threads is None:
+                from jupyter_tasks.threads import ThreadHost
+
+                self._threads = ThreadHost(self)
+            return self._threads
 
     def belonging(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
         """A task's options, and to which task and group it belongs: by where this is called."""
@@ -321,7 +340,7 @@ class Client:
             flags = Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
         for ref in refs:
             self._pending[ref.id] = ref
-        self._send_payload(kind, id, body, payload, fn=fn, flags=flags)
+        self.send_payload(kind, id, body, payload, fn=fn, flags=flags)
         return refs[0] if num_returns <= 1 else refs
 
     def new_ids(self, count: int) -> int:
@@ -352,6 +371,8 @@ class Client:
         if type(arg) is not ObjectRef:
             return arg
         refuse_foreign(self, arg)
+        if self._threads is not None:
+            self._threads.share(arg)
         deps.append(arg.id)
         return Dependency(arg.id)
 
@@ -364,7 +385,7 @@ class Client:
         ref = ObjectRef(self, id, "put")
         ref._body = None
         ref._kind = Kind.RESULT
-        self._send_payload(Kind.PUT, id, payload.head, payload)
+        self.send_payload(Kind.PUT, id, payload.head, payload)
         if pins:
             self.contains(id, pins)
         return ref
@@ -654,6 +675,8 @@ class Client:
         if ref._kind != Kind.RESULT:
             raise self._error(ref._kind, ref._body or b"", ref)
         if ref._body is None:
+            if hasattr(ref, "_local"):  # of a thread task: the object itself
+                return ref._local
             data, buffers = self._fetch(ref)
         else:
             data, buffers = shared.unpack(ref._body, None, writable=True)
@@ -679,7 +702,8 @@ class Client:
 
     def _error(self, kind: int, body: bytes, ref: ObjectRef) -> BaseException:
         if kind == Kind.ERROR:
-            return _task_error(body, ref.task_id, ref.label, self.namespace)
+            original = ref._local if hasattr(ref, "_local") else None  # of a thread task: the error itself
+            return _task_error(body, ref.task_id, ref.label, self.namespace, original)
         return failure_error(from_json(body))
 
     def when_final(self, ref: Any, callback: Callable[[Any], None]) -> bool:
@@ -717,9 +741,21 @@ class Client:
             raise failure_error(from_json(slot._body or b"{}"))
         return from_json(slot._body or b"null")
 
+    def pending(self, id: int) -> ObjectRef | None:
+        """The ref with this id, if it is not final yet."""
+        return self._pending.get(id)
+
+    def say(self, data: bytes) -> None:
+        """Sends a frame.
+
+        Raises:
+            ObjectLostError: the supervisor has gone.
+        """
+        self._send(data)
+
     # -- sending ----------------------------------------------------------------------------------------------
 
-    def _send_payload(
+    def send_payload(
         self, kind: int, id: int, body: bytes, payload: shared.Payload, *, fn: int = 0, flags: int = 0
     ) -> None:
         fds = [payload.fd] if payload.fd is not None else []
@@ -899,6 +935,9 @@ class Client:
         if kind == Kind.ITEM:
             self._add_item(flags, id, body)
             return True
+        if kind in (Kind.TASK, Kind.CANCEL):
+            (self.threads.begin if kind == Kind.TASK else self.threads.stop)(id)
+            return True
         if fds:
             data, _ = shared.unpack(body, fds[0], writable=False)
             body = bytes(data)
@@ -926,6 +965,8 @@ class Client:
         ref = ObjectRef(self, id, f"{generator.label}[{place}]" if generator is not None else "")
         ref._task = task
         ref._body = None if flags & Flag.BIG else body[ITEM_OF.size :]
+        if self._threads is not None:
+            self._threads.item_made(task, place, ref)
         ref._kind = Kind.RESULT
         if generator is not None:
             generator._refs.append((place, ref))
@@ -963,6 +1004,8 @@ class Client:
         self._say_lost([*list(self._pending.values()), *list(self._replies.values()), *fetches])
         for table in (self._pending, self._replies, self._fetches):
             table.clear()
+        if self._threads is not None:
+            self._threads.lost()
 
     def _say_lost(self, open_ones: Iterable[Any]) -> None:
         """Any thread, once `closed` is set. Two at the same time write the same."""
@@ -1053,6 +1096,8 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
             refuse_foreign(client, value)
+            if client._threads is not None:
+                client._threads.share(value)
             pins.append(value.id)
         return NotImplemented
 
@@ -1075,11 +1120,13 @@ def refuse_foreign(client: Client, ref: ObjectRef) -> None:
 # -- foreign words become ours, here and only here -----------------------------------------------------------
 
 
-def _task_error(body: bytes, task_id: str, name: str, namespace: dict[str, Any] | None) -> exceptions.JupyterTasksError:
+def _task_error(
+    body: bytes, task_id: str, name: str, namespace: dict[str, Any] | None, original: BaseException | None
+) -> exceptions.JupyterTasksError:
     """An ERROR's body becomes what `get` raises."""
     record = pickle.loads(body)
-    cause: BaseException | None = None
-    if record["exception"] is not None:
+    cause = original
+    if cause is None and record["exception"] is not None:
         try:
             cause = serialize.loads(record["exception"], namespace=namespace)
         except Exception:
@@ -1145,7 +1192,12 @@ def _cancelled(record: dict[str, Any], who: str, facts: dict[str, Any]) -> excep
     elif rung == "pending":
         message = f"{who} was cancelled before it started (by {source}{reason})."
     else:
-        how = {"interrupt": "interrupted", "terminate": "ended by SIGTERM", "kill": "killed"}[rung]
+        how = {
+            "ask": "its function ended after it was asked to stop,",
+            "interrupt": "interrupted",
+            "terminate": "ended by SIGTERM",
+            "kill": "killed",
+        }[rung]
         message = f"{who} was cancelled (by {source}{reason}): {how} after {seconds:.2f} s."
     cls = exceptions.ForceCancelledError if record.get("force") else exceptions.TaskCancelledError
     return cls(message, source=source, reason=record["reason"], rung=rung, seconds=seconds, **facts)

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _OPTIONS = frozenset(
     {
+        "executor",
+        "interruptible",
         "name",
         "num_cpus",
         "num_gpus",
@@ -68,6 +70,8 @@ class RemoteFunction(Generic[T]):
                 f"generator_backpressure is for generator functions with num_returns='streaming', and {self._name} "
                 f"{f'has num_returns={num_returns!r}' if num_returns is not None else 'is none: use yield'}."
             )
+        self._thread = self._options.get("executor") == "thread"
+        _check_executor(self._options, self._name)
         self._signature = _signature(function)
         self._lock = threading.Lock()
         self._known: tuple[Client, int] | None = None  # for this client, the code has this id
@@ -96,22 +100,39 @@ class RemoteFunction(Generic[T]):
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{self._name}(): {error}") from None
+        if self._thread:
+            return self._in_thread(args, kwargs)
         known = self._known
         client = known[0] if known is not None else session.current_client()
         if known is None or client.closed:
             client = session.current_client()
             known = self._register(client)
-        num_returns = self._num_returns
         extra = self._extra
         if self._captured:
             extra = {**(extra or {}), "pins": list(self._captured)}
         if self._generator == "streaming":
-            backpressure = self._backpressure is not None
             return client.submit_stream(
-                known[1], args, kwargs, self._name, extra, self._named, backpressure=backpressure
+                known[1], args, kwargs, self._name, extra, self._named, backpressure=bool(self._backpressure)
             )
+        num_returns = self._num_returns
         ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
+
+    def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        client = session.current_client()
+        check_demand(self._options, client.settings["total"], self._name)
+        options = {"cpus": 0, **self._code_options()}
+        retry = _retry_types(self._options)
+        ref = client.threads.submit(self._function, args, kwargs, self._name, options, retry_exceptions=retry)
+        return None if self._num_returns == 0 else ref
+
+    def _code_options(self) -> dict[str, Any]:
+        """The options as the supervisor and the worker want them."""
+        options = _wire_options(self._options, self._name)
+        if self._generator is not None:
+            options["generator"] = self._generator
+            options["backpressure"] = self._backpressure or 0
+        return options
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by the names that the function gives them."""
@@ -130,9 +151,8 @@ class RemoteFunction(Generic[T]):
                 return self._known
             check_demand(self._options, client.settings["total"], self._name)
             extras: dict[str, Any] = {"sources": _sources(self._function)}
-            retry = self._options.get("retry_exceptions", False)
-            if retry:
-                extras["retry_exceptions"] = True if retry is True else tuple(retry)
+            if retry := _retry_types(self._options):
+                extras["retry_exceptions"] = retry
             from jupyter_tasks.client import refuse_foreign
             from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
 
@@ -145,10 +165,7 @@ class RemoteFunction(Generic[T]):
                 return NotImplemented
 
             data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
-            options = _wire_options(self._options, self._name)
-            if self._generator is not None:
-                options["generator"] = self._generator
-                options["backpressure"] = self._backpressure or 0
+            options = self._code_options()
             held = session.current()
             if held is None or isinstance(held, launch.Session) or held.client is not client:
                 # Modules that can be imported here now can be imported there.
@@ -191,6 +208,12 @@ def remote(*args: Any, **options: Any) -> Any:
             task with GPUs sees them in CUDA_VISIBLE_DEVICES, without it that variable is untouched. BLAS and OpenMP
             get `num_cpus` threads, unless OMP_NUM_THREADS and the like are set.
         resources: the same for other resources, by name.
+        executor: "process" (default), or "thread": it runs in this process, and arguments and results are the objects
+            themselves. It takes no CPU unless `num_cpus` says so. A thread cannot be killed: a cancel sets the flag
+            that `get_runtime_context().is_canceled()` reads, `force` and `grace` do nothing more, and `get` raises
+            when the function has ended.
+        interruptible: with executor="thread": a cancel and a timeout also raise KeyboardInterrupt in the function,
+            between two of its lines, so not while a system call or C code lasts, and perhaps in a `finally`.
         num_returns: how many refs `remote()` returns; the function then returns, or yields, that many values.
             "streaming", the default for generator functions (also async ones): an ObjectRefGenerator, which hands out a
             ref for each item while the task goes on. "dynamic": one ref, to a sequence of refs of all items. A further
@@ -229,7 +252,13 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{why} Options are: {', '.join(sorted(_OPTIONS))}.")
         if name == "retry_exceptions":
             _check_retry_exceptions(value)
-        if value is None or name in ("name", "resources", "retry_exceptions"):
+        if name == "resources":
+            _check_resources(value)
+        if value is None or name in ("executor", "name", "resources", "retry_exceptions"):
+            continue
+        if name == "interruptible":
+            if not isinstance(value, bool):
+                raise ValueError(f"interruptible must be True or False, but is {value!r}.")
             continue
         if name == "max_retries" and value == -1 and not isinstance(value, float):
             continue  # as often as it takes
@@ -246,6 +275,40 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def _check_executor(options: dict[str, Any], name: str) -> None:
+    executor = options.get("executor", "process")
+    if executor not in ("process", "thread"):
+        raise ValueError(f"executor must be 'process' or 'thread', but is {executor!r}.")
+    if executor == "process":
+        if options.get("interruptible") is not None:
+            raise ValueError(f"{name}: interruptible is for executor='thread'; processes always are.")
+        return
+    for option in ("memory", "num_gpus"):
+        if options.get(option):
+            raise ValueError(
+                f"{name}: {option} is for executor='process'; a thread shares the memory and devices of its process."
+            )
+
+
+def _retry_types(options: dict[str, Any]) -> Any:
+    """For which errors a task is run again: True, False or a tuple of types."""
+    retry = options.get("retry_exceptions", False)
+    return retry if isinstance(retry, bool) else tuple(retry or ())
+
+
+def _check_resources(wanted: Any) -> None:
+    """A negative amount would give, not take."""
+    if wanted is None:
+        return
+    if not isinstance(wanted, dict) or not all(isinstance(name, str) for name in wanted):
+        raise TypeError(f"resources must be a dict of names and amounts, but is {wanted!r}.")
+    for name, amount in wanted.items():
+        if name in ("CPU", "GPU") or name.startswith("thread:"):
+            raise ValueError(f"resources must not hold {name!r}; use num_{name.lower()}s.")
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount >= 0:
+            raise ValueError(f"resources[{name!r}] must be a number that is not negative, but is {amount!r}.")
+
+
 def _check_retry_exceptions(wanted: Any) -> None:
     """A worker can do nothing with anything else, and would notice late."""
     if wanted is None or isinstance(wanted, bool):
@@ -256,12 +319,11 @@ def _check_retry_exceptions(wanted: Any) -> None:
 
 
 def _wire_options(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The options as the supervisor wants them."""
     wire: dict[str, Any] = {"name": name}
     for ours, theirs in (("num_cpus", "cpus"), ("num_gpus", "gpus"), ("resources", "resources")):
         if options.get(ours) is not None:
             wire[theirs] = options[ours]
-    for key in ("timeout", "grace", "max_retries", "retry_delay", "retry_backoff"):
+    for key in ("timeout", "grace", "max_retries", "retry_delay", "retry_backoff", "interruptible"):
         if options.get(key) is not None:
             wire[key] = options[key]
     if options.get("memory") is not None:

@@ -75,9 +75,10 @@ class ObjectRef:
     or object it stays a ref. Made by `remote()` and `put()`, never by calling this class.
     """
 
-    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_task", "_waiters", "id", "label")
+    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_local", "_task", "_waiters", "id", "label")
 
-    _task: int
+    _task: int  # of an item
+    _local: Any  # of a thread task, in its process: the value itself
 
     def __init__(self, client: Client, id: int, label: str = "") -> None:
         self.id = id

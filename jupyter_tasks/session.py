@@ -181,7 +181,11 @@ def _print_output(kind: int, flags: int, id: int, body: bytes) -> None:
 
 
 def here() -> Any:
-    """Who runs tasks in this process: the worker that it is, or what stands for one in local mode. None: nobody."""
+    """Who runs the task that this code may be in: the worker that this process is, or what stands for one, of a thread
+    task and in local mode. None: nobody."""
+    call = context.thread_call.get()
+    if call is not None:
+        return call
     worker = context.current_worker()
     if worker is None and _session is not None and not isinstance(_session, launch.Session):
         return _session.here

@@ -65,11 +65,14 @@ __all__ = [
     "Task",
     "TaskSpec",
     "Terminate",
+    "ThreadsOffered",
     "Tick",
     "TooMuchMemory",
     "UnBlocked",
+    "Uploaded",
     "WaitBegan",
     "Yielded",
+    "thread_slots",
 ]
 
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
@@ -79,6 +82,11 @@ GPU = "GPU"  # the resource that is not only counted: which devices a lease has 
 ONE_PACKET = 0  # see Recall
 EVERYTHING = -1
 ONE_CPU: Demand = (("CPU", CPU_UNITS),)
+
+
+def thread_slots(client: int) -> str:
+    """The resource that thread tasks of a client take one of."""
+    return f"thread:{client}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,8 @@ class TaskSpec:
     retry_backoff: float = 2.0  # ... and before each one after it so many times as long
     num_returns: int = 1
     watched: bool = False  # its owner wants every change of state
+    thread: bool = False  # runs in the process that submitted it: it can be asked to stop, and nothing more
+    interruptible: bool = False  # ... and wants a KeyboardInterrupt all the same
     streams: bool = False  # a generator, whose items are objects of their own
     backpressure: int = 0  # so many items may be made and not yet taken; 0: any number
 
@@ -387,6 +397,22 @@ class GroupClosed(NamedTuple):
     id: int
 
 
+class ThreadsOffered(NamedTuple):
+    """A client runs so many thread tasks at a time."""
+
+    client: int
+    slots: int
+
+
+class Uploaded(NamedTuple):
+    """The bytes of a value that was in its process alone: somebody else needs it."""
+
+    client: int
+    id: int
+    frame: bytes
+    fds: tuple[int, ...] = ()
+
+
 class TooMuchMemory(NamedTuple):
     """The task's tree uses `used` bytes of private memory."""
 
@@ -457,6 +483,8 @@ Event: TypeAlias = (
     | CancelAsked
     | GroupMade
     | GroupClosed
+    | ThreadsOffered
+    | Uploaded
     | TooMuchMemory
     | Held
     | Contains

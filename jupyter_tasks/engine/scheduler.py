@@ -70,11 +70,14 @@ from jupyter_tasks.engine.events import (
     Taken,
     Task,
     Terminate,
+    ThreadsOffered,
     Tick,
     TooMuchMemory,
     UnBlocked,
+    Uploaded,
     WaitBegan,
     Yielded,
+    thread_slots,
 )
 from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
@@ -99,6 +102,7 @@ FALSE_STARTS = 3  # workers that may die before they begin a task; an honest gue
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 # What keeps a worker with its finished task: threads or children of it, or its frames for a debugger.
+HOST_GONE = "the process that it was to run in has ended"
 _PLAIN_ENDS = frozenset({Step.RETURNED, Step.RAISED})  # the state says it all
 _STAYS = {Kind.RESULT: Flag.LINGERS, Kind.ERROR: Flag.LINGERS | Flag.KEPT}
 RETRY_MOST = 300.0  # seconds: a delay between attempts does not grow beyond this
@@ -115,11 +119,13 @@ LEND_AFTER = 1.0
 class _Queue:
     """Ready tasks of one priority and demand, oldest first."""
 
-    __slots__ = ("demand", "priority", "tasks")
+    __slots__ = ("ahead", "demand", "priority", "tasks")
 
     def __init__(self, priority: int, demand: Demand) -> None:
         self.priority = priority
         self.demand = demand
+        # Tasks may be given before their lease is free. Not threads: they cannot be taken back to run elsewhere.
+        self.ahead = not any(name.startswith("thread:") for name, _ in demand)
         self.tasks: deque[Task] = deque()
 
 
@@ -166,6 +172,8 @@ class Scheduler:
             CancelAsked: self._cancel_asked,
             GroupMade: self._group_made,
             GroupClosed: self._group_closed,
+            ThreadsOffered: self._threads_offered,
+            Uploaded: self._uploaded,
             TooMuchMemory: self._too_much_memory,
             Held: self._held,
             Contains: self._contains,
@@ -405,7 +413,7 @@ class Scheduler:
             leases.append(lease)
             if not self._give(queue, lease, until):
                 return bool(tasks)
-        for level in range(1, self.capabilities.depth):
+        for level in range(1, self.capabilities.depth if queue.ahead else 1):
             for lease in leases:
                 if len(lease.packets) != level or lease.ghosts:
                     continue  # with ghosts: what it is in takes long
@@ -751,6 +759,8 @@ class Scheduler:
             self._give_again(task)
             return
         facts: dict[str, Any] = {"rung": "pending" if end.flags & Flag.SKIPPED else "interrupt"}
+        if task.spec.thread and task.cancel is not None and not end.flags & Flag.SKIPPED:
+            facts["rung"] = task.cancel.rung.name.lower()
         if end.flags & Flag.TAINTED:
             # Children or threads remain, or an import was cut in two: the worker goes first, then the word.
             lease.ending = (task, Step.STOPPED, facts)
@@ -1080,7 +1090,7 @@ class Scheduler:
             lease.ending = (running, Step.DIED, facts)
 
     def _crashed(self, task: Task, facts: dict[str, Any], now: float) -> None:
-        if self._may_retry(task):
+        if self._may_retry(task) and not task.spec.thread:  # of a thread the process has gone that it belongs to
             self._retry(task, facts.get("signal_name") or f"exit code {facts.get('exit_code')}", now)
         else:
             self._conclude(task, Step.DIED, facts, now)
@@ -1202,7 +1212,7 @@ class Scheduler:
                 self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
                 return
             # It may have begun without our knowing. The backend finds out: Recalled or Started comes back.
-            if event.force:
+            if event.force and not task.spec.thread:
                 cancel.rung = Rung.KILL
             self._out.append(Recall(task.lease, task.id))
             return
@@ -1214,10 +1224,14 @@ class Scheduler:
         assert cancel is not None
         first = task.state is not State.CANCELLING
         task.state = next_state(task.state, Step.ASKED)
-        if cancel.rung >= Rung.TERMINATE and not force and not first:
+        if task.spec.thread:
+            # There is no rung above: no deadline, no force. It is told again each time.
+            cancel.rung = Rung.INTERRUPT if task.spec.interruptible else Rung.ASK
+            self._out.append(Interrupt(task))
+        elif cancel.rung >= Rung.TERMINATE and not force and not first:
             return  # already above the interrupt
-        rung = cancel.start(now, force=force or cancel.rung is Rung.KILL)
-        self._stand_on(task, rung)
+        else:
+            self._stand_on(task, cancel.start(now, force=force or cancel.rung is Rung.KILL))
         self._note(task, now, Step.ASKED, cancel.source, cancel.reason)
         if cancel.climb_at is not None:
             self._at(cancel.climb_at, task, None)
@@ -1289,6 +1303,26 @@ class Scheduler:
                     self._at(task.cancel.climb_at, task, None)
                 if task.spec.watched:
                     self._out.append(Announce(task))
+
+    # -- threads ----------------------------------------------------------------------------------------------
+
+    def _threads_offered(self, event: ThreadsOffered, now: float) -> None:
+        name = thread_slots(event.client)
+        if name not in self.total:
+            self.total[name] = self.available[name] = event.slots * CPU_UNITS
+
+    def _host_gone(self, client: int, now: float) -> None:
+        """Its threads are gone with it (Died has told of those that ran); what was to run there never will."""
+        name = thread_slots(client)
+        for task in list(self.live.values()):
+            if task.spec.thread and task.owner == client:
+                self._conclude(task, Step.DIED, {"exit_code": None, "signal_name": HOST_GONE}, now)
+        for demand in [demand for demand in self._by_demand if any(held == name for held, _ in demand)]:
+            for lease in list(self._by_demand.pop(demand)):
+                self._close_idle(lease)
+        for key in [key for key in self._queues if any(held == name for held, _ in key[1])]:
+            self.queued -= len(self._queues.pop(key).tasks)
+        del self.total[name], self.available[name]
 
     # -- groups -----------------------------------------------------------------------------------------------
 
@@ -1366,7 +1400,7 @@ class Scheduler:
     def _set_deadline(self, task: Task, grace: float | None, now: float) -> None:
         """A member that was cancelled before, by itself: it gets no second interrupt, but the group's deadline."""
         cancel = task.cancel
-        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE:
+        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE or task.spec.thread:
             return
         cancel.grace = grace
         if task.state is State.CANCELLING:
@@ -1460,6 +1494,14 @@ class Scheduler:
                 self._drop_holder(entry, now)
         task.deps = task.pins = ()
 
+    def _uploaded(self, event: Uploaded, now: float) -> None:
+        entry = self.objects.get(event.id)
+        if entry is None or entry.kind != Kind.RESULT or entry.owner != event.client or entry.fds:
+            if event.fds:
+                self._out.append(Drop(event.fds))
+            return
+        entry.frame, entry.fds = event.frame, event.fds
+
     def _fetched(self, event: Fetched, now: float) -> None:
         entry = self.objects.get(event.id)
         if entry is None:
@@ -1473,6 +1515,8 @@ class Scheduler:
             entry.readers.append(event)
 
     def _client_gone(self, event: ClientGone, now: float) -> None:
+        if thread_slots(event.client) in self.total:
+            self._host_gone(event.client, now)
         for id, count in self._holds.pop(event.client, {}).items():
             entry = self.objects.get(id)
             for _ in range(count if entry is not None else 0):

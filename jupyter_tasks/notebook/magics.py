@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import linecache
 import re
 import shlex
@@ -16,6 +17,7 @@ from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_ar
 
 from jupyter_tasks import api, session
 from jupyter_tasks.exceptions import JupyterTasksError
+from jupyter_tasks.joblib_register import register_joblib
 from jupyter_tasks.notebook import stacks
 from jupyter_tasks.notebook.launcher import Launcher
 from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
@@ -389,6 +391,9 @@ def load(ip: Any) -> None:
     ip.register_magics(TasksMagics(ip, launcher))
     _loaded[id(ip)] = (launcher, ip)
     launcher.start()
+    if "joblib" in sys.modules:  # who imports it later calls `jt.register_joblib()`
+        with contextlib.suppress(ImportError):  # it is too old, which only who wants the backend needs to hear
+            register_joblib()
 
 
 def unload(ip: Any) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jupyter_tasks.backends.local import LocalBackend
+from jupyter_tasks.backends.threads import ThreadBackend
 from jupyter_tasks.engine.events import (
     CPU_UNITS,
     Announce,
@@ -45,6 +46,7 @@ from jupyter_tasks.engine.events import (
     Interrupt,
     ItemContains,
     Kill,
+    Lease,
     Put,
     Recall,
     Released,
@@ -56,8 +58,11 @@ from jupyter_tasks.engine.events import (
     Task,
     TaskSpec,
     Terminate,
+    ThreadsOffered,
     Tick,
     TooMuchMemory,
+    Uploaded,
+    thread_slots,
 )
 from jupyter_tasks.engine.groups import Group
 from jupyter_tasks.engine.scheduler import HISTORY, Scheduler
@@ -142,13 +147,14 @@ class Supervisor:
         self._signals = self._take_signals()
         self._backend = backend
         self._backend.start(self, config)
+        self._threads = ThreadBackend(self, self._say)
         total = {name: round(amount * CPU_UNITS) for name, amount in config["total"].items()}
         self._scheduler = Scheduler(total, self._backend.capabilities)
         self._do: dict[type, Callable[[Any], None]] = {
-            Run: lambda i: self._backend.run(i.lease, i.tasks),
+            Run: self._run,
             CloseLease: lambda i: self._backend.close(i.lease),
-            Recall: lambda i: self._backend.recall(i.lease, i.id),
-            Interrupt: lambda i: self._backend.interrupt(i.task),
+            Recall: lambda i: self._backend_of(i.lease).recall(i.lease, i.id),
+            Interrupt: lambda i: (self._threads if i.task.spec.thread else self._backend).interrupt(i.task),
             Terminate: lambda i: self._backend.terminate(i.task),
             Kill: lambda i: self._backend.kill(i.task),
             Retire: lambda i: self._backend.retire(i.lease),
@@ -429,6 +435,7 @@ class Supervisor:
         for _, fds in client.out:
             _close_all(fds)
         if client.known:
+            self._threads.client_gone(client.id)
             self._questions = {serial: asked for serial, asked in self._questions.items() if asked[0] != client.id}
             self._events.append(ClientGone(client.id))
 
@@ -467,7 +474,6 @@ class Supervisor:
 
     def _task(self, client: _Client, call: bytes, flags: int, nfds: int, fn: int, id: int) -> Task:
         """A task with options or shared memory."""
-        base = self._functions[fn][2] if fn else _CELL
         options: dict[str, Any] = {}
         if flags & Flag.OPTIONS:
             length = int.from_bytes(call[HEADER_SIZE : HEADER_SIZE + 4], "little")
@@ -477,7 +483,17 @@ class Supervisor:
                 text = to_json({key: value for key, value in options.items() if key != "pins"})
                 body = len(text).to_bytes(4, "little") + text + call[HEADER_SIZE + 4 + length :]
                 call = frame(call[4], id, body, flags=flags, fn=fn, fds=nfds)
+        base = self._functions[fn][2] if fn else _FUNCTION if "threads" in options else _CELL
         spec = _spec(options, base) if not _SPEC_FIELDS.isdisjoint(options) else base
+        if "threads" in options:
+            self._events.append(ThreadsOffered(client.id, options["threads"]))
+            slot = (thread_slots(client.id), CPU_UNITS)
+            spec = dataclasses.replace(
+                *(spec,),
+                thread=True,
+                interruptible=options.get("interruptible", False),
+                demand=tuple(sorted((*spec.demand, slot))),
+            )
         task = Task(id, client.id, fn, spec, call, False)
         task.deps = tuple(options.get("deps", ()))
         task.pins = tuple(options.get("pins", ()))
@@ -517,6 +533,13 @@ class Supervisor:
             entry.frame = frame(Kind.RESULT, id, body, fds=len(fds))
             entry.fds = fds
             self._events.append(Put(entry))
+        elif kind in _SAID_BY_HOSTS:
+            if self._threads.heard(client.id, kind, flags, fn, id, whole, fds):
+                return
+            if kind == Kind.RESULT:
+                self._events.append(Uploaded(client.id, id, whole, fds))
+            else:
+                _close_all(fds)  # of a task that is over
         elif kind == Kind.GROUP:
             self._events.append(self._group(client, id, from_json(body)) if body else GroupClosed(id))
         elif kind == Kind.REQUEST:
@@ -648,6 +671,21 @@ class Supervisor:
         if client is not None:
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
 
+    def _run(self, instruction: Run) -> None:
+        lease, tasks = instruction
+        if tasks[0].spec.thread:
+            self._threads.run(lease, tasks[0])
+        else:
+            self._backend.run(lease, tasks)
+
+    def _backend_of(self, lease: Lease) -> LocalBackend | ThreadBackend:
+        return self._threads if lease.place is self._threads else self._backend
+
+    def _say(self, client: int, data: bytes) -> None:
+        """To a client, if it is still there."""
+        if client in self._clients:
+            self._send(self._clients[client], data)
+
     def _group_told(self, instruction: GroupTold) -> None:
         group = instruction.group
         if instruction.at_once:
@@ -673,7 +711,7 @@ class Supervisor:
         record = group.record()
         running = 0
         for lease in self._scheduler.leases.values():
-            task = self._scheduler.live.get(self._backend.running(lease))
+            task = self._scheduler.live.get(self._backend_of(lease).running(lease))
             if task is not None and _is_in(task, group):
                 running += 1
         record["running"] = running
@@ -783,6 +821,8 @@ class Supervisor:
         if task.state in FINAL and task.lease is not None:
             record["lingers"] = self._backend.left_running(task)
             record["kept"] = self._backend.keeps_frames(task)
+        if task.spec.thread:
+            record["executor"] = "thread"  # screens say that it cannot be killed
         if task.group is not None:
             record["group"] = task.group.name
         if task.retry_at is not None:
@@ -812,18 +852,22 @@ class Supervisor:
 
     def _slot_holders(self) -> Iterator[str]:
         for lease in self._scheduler.leases.values():
-            running = self._scheduler.live.get(self._backend.running(lease))
+            running = self._scheduler.live.get(self._backend_of(lease).running(lease))
             if running is not None and (lease.holds or lease.keeps):
                 yield running.spec.name
 
     def _tasks_op(self, question: dict[str, Any]) -> Any:
-        tasks = self._scheduler.tasks(question.get("limit", HISTORY))
+        wanted = question.get("ids")
+        tasks: Sequence[Task]
+        if wanted is None:
+            tasks = self._scheduler.tasks(question.get("limit", HISTORY))
+        else:
+            tasks = [task for id in wanted if (task := self._scheduler.find(id)) is not None]
         for task in tasks:
             if task.id in self._usage and task.state not in FINAL:
                 self._sample(task)
-        wanted = question.get("ids")
         return {
-            "tasks": [self._record(task) for task in tasks if wanted is None or task.id in wanted],
+            "tasks": [self._record(task) for task in tasks],
             "live": len(self._scheduler.live),
         }
 
@@ -963,6 +1007,10 @@ def _close_all(fds: Sequence[int] | deque[int]) -> None:
         os.close(fd)
 
 
+# What a client says of the thread tasks that it runs.
+_SAID_BY_HOSTS = frozenset(
+    {Kind.STARTED, Kind.RESULT, Kind.ERROR, Kind.INTERRUPTED, Kind.BLOCKED, Kind.UNBLOCKED, Kind.YIELD}
+)
 _FUNCTION = TaskSpec()
 _CELL = TaskSpec(name="cell", kind="cell", max_retries=0, watched=True)
 

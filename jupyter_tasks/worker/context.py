@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
     from jupyter_tasks.client import Client
     from jupyter_tasks.worker.execution import _Worker
 
-__all__ = ["TaskFacts", "client_of_worker", "current_worker", "enter_worker", "forget_client", "task_facts"]
+__all__ = [
+    "TaskFacts",
+    "client_of_worker",
+    "current_worker",
+    "enter_worker",
+    "forget_client",
+    "task_facts",
+    "thread_call",
+]
+
+# The thread task that this code belongs to (a `threads._Call`).
+thread_call: ContextVar[Any] = ContextVar("jupyter_tasks_thread_task", default=None)
 
 _worker: _Worker | None = None
 _client: Client | None = None

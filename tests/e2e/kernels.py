@@ -18,6 +18,8 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import ensure_event_loop
 
+import jupyter_tasks
+
 BOARD = "application/vnd.jupyter-tasks.board+json"
 NET = 60.0  # seconds; a net against hanging, never a measure
 ensure_event_loop()  # jupyter_client makes one at its first call and keeps it: let that be before any test looks
@@ -94,9 +96,9 @@ class Kernel:
         )
         directory.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "TMPDIR": str(directory), "IPYTHONDIR": str(directory / "ipython")}
-        here = Path(__file__).parent
-        # The package that these tests stand beside, also where another copy of it is installed.
-        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=f"{here}{os.pathsep}{here.parents[1]}")
+        tested = Path(jupyter_tasks.__file__).parents[1]  # this tree, also where another one is installed
+        path = os.pathsep.join(map(str, (Path(__file__).parent, tested)))
+        env.update(JUPYTER_RUNTIME_DIR=str(directory / "runtime"), PYTHONPATH=path)
         self.manager.start_kernel(env=env, cwd=str(directory))
         self.client = self.manager.client()
         self.client.start_channels()

@@ -782,14 +782,14 @@ def test_async_iteration_in_a_task_frees_its_slot() -> None:
 
 
 def test_refs_that_the_functions_code_reads_live_as_long_as_its_tasks() -> None:
-    held = jt.put(41)
+    def make(held: jt.ObjectRef) -> Any:
+        def task() -> Iterator[int]:
+            yield jt.get(held) + 1
 
-    def task() -> Iterator[int]:
-        yield jt.get(held) + 1
+        return jt.remote(task)
 
-    generator = jt.remote(task).remote()
-    del held, task
-    assert values(generator) == [42]
+    assert values(make(jt.put(41)).remote()) == [42]
+    jt.shutdown()  # the worker knows the function, and so holds what it reads
 
 
 def test_a_group_cancels_generators_and_waits_for_them(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_get_of_a_name_that_was_replaced_is_its_value(kernel: Kernel) -> None:
     )
     assert cell.text() == "[1] [[1], 2, 'inside'] inside\n"
     wrong = kernel.run("%%remote --wait\nimport jupyter_tasks as jt\nprint(one); jt.get('text')")
-    assert wrong.reply["ename"] == "TypeError"
+    assert wrong.reply["ename"] == "ValueError"
 
 
 def test_fetch_puts_values_in_the_place_of_references(kernel: Kernel) -> None:

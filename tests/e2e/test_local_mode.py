@@ -475,8 +475,14 @@ def test_wait_and_get_find_everything_there(local: None) -> None:
     assert jt.wait(refs, num_returns=2) == (refs[:2], refs[2:])
     assert jt.wait(refs, num_returns=4, timeout=0) == (refs, [])
     assert jt.get(refs[:3], timeout=0) == [0, 2, 4]
+    assert list(jt.as_completed(refs, timeout=0)) == refs
     with pytest.raises(ZeroDivisionError):
         jt.get(refs)
+
+    async def main() -> list[jt.ObjectRef]:
+        return [ref async for ref in jt.as_completed(refs)]
+
+    assert asyncio.run(main()) == refs
 
 
 def test_futures_are_done_and_call_back(local: None) -> None:

@@ -337,6 +337,9 @@ def test_a_result_that_cannot_be_sent_fails_the_task() -> None:
         ({"max_retries": True}, ValueError),
         ({"num_returns": -1}, ValueError),
         ({"grace": -0.1}, ValueError),
+        ({"resources": {"license": -1}}, ValueError),
+        ({"resources": {"CPU": 1}}, ValueError),
+        ({"resources": ["license"]}, TypeError),
     ],
     ids=str,
 )

@@ -352,7 +352,7 @@ def test_who_leaves_the_loop_leaves_nothing_behind(two: list[jt.ObjectRef]) -> N
         async def poll() -> None:
             for ref in two:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(ref, 0)
+                    await asyncio.wait_for(ref, 0.0001)
             with pytest.raises(GetTimeoutError):
                 async for _ in jt.as_completed(two, timeout=0.0001):
                     pass
