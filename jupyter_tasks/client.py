@@ -51,17 +51,20 @@ from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, re
 if TYPE_CHECKING:
     from jupyter_tasks.threads import ThreadHost
 
-__all__ = ["START_LIMIT", "Client", "Listener", "connect", "read_welcome", "refuse_foreign"]
+__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
 READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their values freed
+BURST_BYTES = 1 << 18  # of tasks that go in one write: what a socket's buffer takes at once, about
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
 MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
 STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
 Listener = Callable[[int, int, int, bytes], None]
+
+PackedCall = tuple[shared.Payload, dict[str, Any] | None]  # arguments, and options with what they refer to
 
 _CLOSE = -1  # for the event thread: close this descriptor
 _SIMPLE = frozenset({int, float, bool, str, bytes, type(None)})
@@ -173,7 +176,9 @@ class Client:
         self._pending: dict[int, ObjectRef] = {}
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
-        self._waiters_lock = threading.Lock()
+        self._waiters_lock = (
+            threading.RLock()
+        )  # a finalizer may ask for a callback in the midst of another one's asking
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
         self._streams: dict[int, GeneratorNote] = {}  # one for each generator whose task is not over, by its id
@@ -242,7 +247,7 @@ class Client:
                 self._send(HEADER.pack(len(body), Kind.TASK, 0, 0, fn, id) + body)
                 return ref
         payload, options = self._packed(args, kwargs, named, options)
-        return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
+        return self.submit_packed(Kind.TASK, fn, payload, label, _plain_member(options), num_returns)
 
     def submit_stream(
         self,
@@ -314,6 +319,69 @@ class Client:
                 options["pins"] = [*options.get("pins", ()), *pins]
         return payload, options
 
+    def pack_call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> PackedCall:
+        """One call for `submit_calls`. Its payload is the caller's to close until it is submitted.
+
+        Raises:
+            UnserializableError: an argument cannot be sent.
+        """
+        if not kwargs and all(type(arg) in _SIMPLE for arg in args):
+            head = b"\0" + pickle.dumps((args, kwargs), 5)
+            if len(head) <= shared.INLINE_LIMIT:
+                return shared.Payload(head, None, len(head)), options
+        return self._packed(args, kwargs, named, options)
+
+    def submit_calls(
+        self, fn: int, calls: Iterable[PackedCall], label: str, num_returns: int = 1, group: int = 0
+    ) -> list[Any]:
+        """Many tasks of this function in few writes. Returns for each what `submit` would.
+
+        An error or interrupt on the way leaves some of them submitted, with nobody who knows their refs.
+
+        Args:
+            group: that they are made members of.
+        """
+        belonging = {**(self.belonging(None) or {}), **({"group": group} if group else {})}
+        same: dict[str, Any] | None = None  # options of the call before: most have the very same
+        head, flags = _options_head(_plain_member(belonging))
+        results: list[Any] = []
+        refs: list[ObjectRef] = []
+        frames: list[bytes] = []
+        size = 0
+        try:
+            for payload, options in calls:
+                id = self.new_ids(num_returns)
+                own = [ObjectRef(self, id + i, label) for i in range(num_returns)]
+                refs += own
+                results.append(own if num_returns > 1 else own[0])
+                for ref in own:
+                    self._pending[ref.id] = ref
+                if options is not same:
+                    head, flags = _options_head(_plain_member({**(options or {}), **belonging}))
+                    same = options
+                if payload.fd is None:
+                    body = head + payload.head
+                    frames.append(HEADER.pack(len(body), Kind.TASK, flags, 0, fn, id) + body)
+                    size += len(body)
+                if frames and (payload.fd is not None or size > BURST_BYTES):
+                    self._send(b"".join(frames))
+                    frames, size = [], 0
+                if payload.fd is not None:
+                    self.send_payload(Kind.TASK, id, head + payload.head, payload, fn=fn, flags=flags)
+            if frames:
+                self._send(b"".join(frames))
+        except BaseException:
+            for ref in refs:
+                self._pending.pop(ref.id, None)
+            raise
+        return results
+
     def submit_packed(
         self,
         kind: int,
@@ -335,9 +403,8 @@ class Client:
         flags = 0
         body = payload.head
         if options is not None:
-            text = to_json(options)
-            body = len(text).to_bytes(4, "little") + text + body
-            flags = Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
+            head, flags = _options_head(options)
+            body = head + body
         for ref in refs:
             self._pending[ref.id] = ref
         self.send_payload(kind, id, body, payload, fn=fn, flags=flags)
@@ -370,11 +437,24 @@ class Client:
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
         if type(arg) is not ObjectRef:
             return arg
-        refuse_foreign(self, arg)
-        if self._threads is not None:
-            self._threads.share(arg)
+        self.leaves(arg)
         deps.append(arg.id)
         return Dependency(arg.id)
+
+    def leaves(self, ref: ObjectRef) -> None:
+        """This ref is about to be sent: whoever gets it must find its value.
+
+        Raises:
+            ObjectLostError: it belongs to another session.
+            UnserializableError: its value is in this process alone, and cannot be sent.
+        """
+        if ref._client is not self:
+            # Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value.
+            raise exceptions.ObjectLostError(
+                f"{ref!r} belongs to a session that has ended, and its value with it. Run its task again."
+            )
+        if self._threads is not None:
+            self._threads.share(ref)
 
     def put(self, value: Any, *, root: str = "value") -> ObjectRef:
         """Stores a value at the supervisor; returns its ref. `root` names the value in errors."""
@@ -712,9 +792,10 @@ class Client:
         False if that thread has ended, with the connection.
         """
         self._need_events()
-        if ref._callbacks is None:
-            ref._callbacks = []
-        ref._callbacks.append(callback)
+        with self._waiters_lock:  # before the event thread takes them, or behind: then it comes once more
+            if ref._callbacks is None:
+                ref._callbacks = []
+            ref._callbacks.append(callback)
         if ref._kind:
             self._events.put((None, ref))
         return self._event_thread is not None and self._event_thread.is_alive()
@@ -984,13 +1065,13 @@ class Client:
             for serial in [serial for serial, other in list(self._fetches.items()) if other is slot]:
                 self._fetches.pop(serial, None)
 
-    @staticmethod
-    def _call_back(ref: Any) -> None:
-        callbacks, ref._callbacks = ref._callbacks, None
+    def _call_back(self, ref: Any) -> None:
+        with self._waiters_lock:
+            callbacks, ref._callbacks = ref._callbacks, None
         for callback in callbacks or ():
             try:
                 callback(ref)
-            except Exception:
+            except BaseException:  # also a SystemExit: this thread is not the callback's to end
                 import traceback
 
                 traceback.print_exc()
@@ -1090,14 +1171,25 @@ def read_welcome(sock: socket.socket) -> dict[str, Any]:
     return dict(welcome)
 
 
+def _plain_member(options: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A member of a group that is nothing else may share a packet, as a task without options; generators may not."""
+    return {**options, "plain": True} if options is not None and options.keys() == {"group"} else options or None
+
+
+def _options_head(options: dict[str, Any] | None) -> tuple[bytes, int]:
+    """How a TASK's body begins, and its flags."""
+    if options is None:
+        return b"", 0
+    text = to_json(options)
+    return len(text).to_bytes(4, "little") + text, Flag.OPTIONS | (Flag.ANNOUNCE if options.get("announce") else 0)
+
+
 def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
     """A hook for the pickler that notes the refs inside a value: they must live as long as it."""
 
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
-            refuse_foreign(client, value)
-            if client._threads is not None:
-                client._threads.share(value)
+            client.leaves(value)
             pins.append(value.id)
         return NotImplemented
 
@@ -1107,14 +1199,6 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
 def _end_of(ref: Any) -> Any:
     """What becomes final when the supervisor is lost, for one who waits for this."""
     return ref.completed() if isinstance(ref, ObjectRefGenerator) else ref
-
-
-def refuse_foreign(client: Client, ref: ObjectRef) -> None:
-    """Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value."""
-    if ref._client is not client:
-        raise exceptions.ObjectLostError(
-            f"{ref!r} belongs to a session that has ended, and its value with it. Run its task again."
-        )
 
 
 # -- foreign words become ours, here and only here -----------------------------------------------------------

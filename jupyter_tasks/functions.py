@@ -8,7 +8,7 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from jupyter_tasks import launch, session
@@ -94,12 +94,7 @@ class RemoteFunction(Generic[T]):
             UnserializableError: an argument cannot be sent; names it.
             ValueError: it needs more of a resource than there is.
         """
-        signature = self._signature
-        if signature is not None:
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{self._name}(): {error}") from None
+        self._check(args, kwargs)
         if self._thread:
             return self._in_thread(args, kwargs)
         known = self._known
@@ -107,9 +102,7 @@ class RemoteFunction(Generic[T]):
         if known is None or client.closed:
             client = session.current_client()
             known = self._register(client)
-        extra = self._extra
-        if self._captured:
-            extra = {**(extra or {}), "pins": list(self._captured)}
+        extra = self._with_captured()
         if self._generator == "streaming":
             return client.submit_stream(
                 known[1], args, kwargs, self._name, extra, self._named, backpressure=bool(self._backpressure)
@@ -117,6 +110,62 @@ class RemoteFunction(Generic[T]):
         num_returns = self._num_returns
         ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
+
+    def map(self, iterable: Iterable[Any], /, *more: Iterable[Any], **common: Any) -> list[Any]:
+        """Submits a call for each item, or with several iterables for each tuple of their items. Returns the refs.
+
+        They run as a group of this function's name, so there is one progress for all of them, and `%tasks cancel NAME`
+        stops all. `jt.get(refs)` waits for the values, in the order of the items. Refs among the items are awaited.
+
+        Args:
+            iterable, more: read one after the other, in this thread; the shortest ends it, as with `zip`. The first
+                calls run while later items are read.
+            common: keyword arguments of all calls. Each is sent once.
+
+        Raises:
+            TypeError: the arguments do not fit the function, or something is not iterable.
+            UnserializableError: "item 17: ...".
+            whatever reading an iterable raises, and KeyboardInterrupt.
+            With any of these what the call had submitted by then is cancelled.
+        """
+        for i, each in enumerate((iterable, *more), start=1):
+            if not isinstance(each, Iterable) and not hasattr(each, "__getitem__"):
+                raise TypeError(
+                    f"{self._name}.map() calls the function for each item of its arguments, and argument {i} has none: "
+                    f"it is {_a(each)}. An argument that all calls share is given by its name: "
+                    f"{self._name}.map(xs, y=1)."
+                )
+        self._check((None,) * (1 + len(more)), common)
+        return self._submit_all(zip(iterable, *more, strict=False), common, check=False)
+
+    def starmap(self, tuples: Iterable[Iterable[Any]], /, **common: Any) -> list[Any]:
+        """The same with the arguments of each call as a tuple: `f.starmap([(1, 2), (3, 4)])`. See `map`."""
+        return self._submit_all(tuples, common, check=True)
+
+    def _submit_all(self, calls: Iterable[Any], common: dict[str, Any], *, check: bool) -> list[Any]:
+        from jupyter_tasks.mapping import submit_all, submit_each
+
+        if self._thread or self._generator == "streaming":
+            return submit_each(self.remote, calls, common, self._name)
+        client, fn = self._register(session.current_client())
+        refs = submit_all(
+            *(client, fn, calls, common, self._name, self._with_captured(), max(1, self._num_returns)),
+            named=self._named,
+            check=self._check if check else None,
+        )
+        return refs if self._num_returns else [None] * len(refs)
+
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._signature is not None:
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self._name}(): {error}") from None
+
+    def _with_captured(self) -> dict[str, Any] | None:
+        if not self._captured:
+            return self._extra
+        return {**(self._extra or {}), "pins": list(self._captured)}
 
     def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         client = session.current_client()
@@ -153,14 +202,13 @@ class RemoteFunction(Generic[T]):
             extras: dict[str, Any] = {"sources": _sources(self._function)}
             if retry := _retry_types(self._options):
                 extras["retry_exceptions"] = retry
-            from jupyter_tasks.client import refuse_foreign
             from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
 
             captured: dict[int, ObjectRef] = {}
 
             def note(value: object) -> Any:
                 if type(value) is ObjectRef:
-                    refuse_foreign(client, value)
+                    client.leaves(value)
                     captured[value.id] = value
                 return NotImplemented
 
@@ -345,6 +393,11 @@ def check_demand(options: dict[str, Any], total: dict[str, float], name: str) ->
     gpus = wanted["GPU"]
     if gpus is not None and gpus > 1 and gpus != int(gpus):
         raise ValueError(f"{name} needs {gpus:g} GPUs; ask for whole ones, or for a part of one.")
+
+
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:

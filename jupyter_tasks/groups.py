@@ -89,6 +89,7 @@ class TaskGroup:
         self._outer: TaskGroup | None = None
         self._token: Token[Any] | None = None
         self._left = False  # the block is over
+        self.auto = False  # it has no block, and is over when its members are
         self._cancel_at_once: dict[str, Any] | None = None  # asked for before there was something to cancel
         self._told: set[int] = set()  # failed members whose error an inner block has raised
 
@@ -151,6 +152,21 @@ class TaskGroup:
         """What the supervisor calls it; 0 before it is entered."""
         return self._ref.id if self._ref is not None else 0
 
+    @property
+    def ref(self) -> ObjectRef:
+        """Final when the group is. Only once it is made."""
+        return self._end
+
+    @property
+    def is_outermost(self) -> bool:
+        """Not made inside of another one's block."""
+        return self._outer is None
+
+    @property
+    def is_left(self) -> bool:
+        """Its block was left, or its map has submitted all."""
+        return self._left
+
     def id_for(self, client: Client) -> int:
         """The id, for a task that this client submits.
 
@@ -165,6 +181,7 @@ class TaskGroup:
 
     def make(self, *, auto: bool = False) -> None:
         """Has the supervisor make it. `auto`: it has no block, and is over when its members are."""
+        self.auto = auto
         client = session.current_client()
         outer: TaskGroup | None = current_group.get()
         if outer is not None:
@@ -183,6 +200,10 @@ class TaskGroup:
             client.when_final(self._ref, self._ended)
         for hook in _on_made:
             hook(self)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Nothing more is submitted to what `make` has made. Does not wait; with an error the members are cancelled."""
+        self._leave(error)
 
     # -- the block --------------------------------------------------------------------------------------------
 
@@ -355,10 +376,12 @@ class TaskGroup:
             return
         if len(errors) == 1:
             (error,) = errors.values()
+            # As `jt.get`: without our own frames, but with those of an error that was raised in place.
+            frames = error.__cause__.__traceback__ if error.__cause__ is not None else None
             try:
-                raise error.with_traceback(None) from error.__cause__
+                raise error.with_traceback(frames) from error.__cause__
             finally:
-                del error, errors
+                del error, errors, frames
         if sys.version_info < (3, 11):
             from exceptiongroup import ExceptionGroup
         else:

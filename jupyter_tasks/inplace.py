@@ -9,7 +9,8 @@ a debugger must find the user's own code and globals.
     ref._body              holds the outcome, which so lives as long as its ref
     outcome.error          the exception as it was raised, with its frames: what `get` raises shows them
 
-What only a worker can do is not done: no timeout, grace or memory limit, no cancel of what runs, no slots.
+What only a worker can do is not done: no timeout, grace or memory limit, no cancel of what runs, no slots. Groups are
+there: a cancelled one runs no further members.
 
 Thread: any, also several at once; a task belongs to the thread that submits it.
 """
@@ -26,13 +27,17 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from jupyter_tasks.client import Client, refuse_foreign
+from jupyter_tasks.client import Client, PackedCall
+from jupyter_tasks.engine.cancel import Cancel
+from jupyter_tasks.engine.groups import MOST_FAILED, Group
+from jupyter_tasks.engine.states import State
 from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
@@ -42,6 +47,7 @@ from jupyter_tasks.worker import context, execution, items
 __all__ = ["Here", "InPlaceClient", "Session", "run_coroutine", "values_for_refs"]
 
 HISTORY = 1000  # finished tasks that `%tasks` can still show, as with a supervisor
+LOOK_EVERY = 0.005  # seconds between looks at a group whose block is open in another thread
 MAX_RETRIES = 3  # for `retry_exceptions`, as with a supervisor
 
 # The id of the task that this code belongs to. Not one variable for all: several threads may run tasks.
@@ -112,10 +118,15 @@ class _Outcome:
     body: bytes  # as the supervisor would send it
     buffers: Sequence[bytes] = ()
     refs: Mapping[int, ObjectRef] = field(default_factory=dict)  # those inside the value, which must live as long as it
+    local: Any = None  # instead of a body, of a thread task: the value itself, in a tuple
     error: BaseException | None = None  # as it was raised here
     trace: TracebackType | None = None  # its frames in the task; raised once more, the error gets those of others, too
 
     def load(self, *, writable: bool, namespace: dict[str, Any] | None = None) -> Any:
+        """A copy of the value."""
+        if self.local is not None:
+            data, copied = serialize.dumps(self.local[0], root="value")
+            return serialize.loads(data, [bytes(buffer.raw()) for buffer in copied])
         buffers = [bytearray(each) for each in self.buffers] if writable else self.buffers
         return serialize.loads(self.body, buffers, namespace=namespace, originals=self.refs or None)
 
@@ -130,10 +141,13 @@ class _Task:
         self.kind = kind
         self.state = "running"
         self.attempt = 0
+        self.group: _Group | None = None
+        self.upstream_failed = False  # so it was not run
         self.submitted = time.time()
         self._client = client
         self._began = time.monotonic()
         self._elapsed: float | None = None
+        self._skipped = False
 
     def __enter__(self) -> _Task:
         self._client._live[self.id] = self
@@ -146,6 +160,8 @@ class _Task:
         if kind is not None:
             self.state = "cancelled"  # what is raised here is an interrupt, on its way to who submitted
         self._client._ended(self)
+        if kind is not None:
+            self._client._count(self, None)
 
     def record(self) -> dict[str, Any]:
         """With the same keys as a supervisor's."""
@@ -163,9 +179,51 @@ class _Task:
             "lingers": False,
             "kept": False,
         }
+        if self.group is not None:
+            record["group"] = self.group.name
         if self.state == "cancelled":
-            record |= {"source": "interrupt", "rung": "interrupt", "reason": ""}
+            record |= self.why_cancelled()
         return record
+
+    def why_cancelled(self) -> dict[str, Any]:
+        """By the stop button while it ran, or with its group before."""
+        if self.group is not None and self._skipped:
+            return {"source": "group", "rung": "pending", "reason": self.group.why}
+        return {"source": "interrupt", "rung": "interrupt", "reason": ""}
+
+    def skip(self) -> list[_Outcome]:
+        """Its group was cancelled: it is over before it has begun."""
+        self.state, self._skipped = "cancelled", True
+        body = {"type": "cancelled", "seconds": 0.0, "task_id": show_id(self.id), "name": self.name}
+        return [_Outcome(Kind.FAILURE, to_json(body | self.why_cancelled()))]
+
+    def story(self) -> list[dict[str, Any]]:
+        """What a supervisor would tell."""
+        chapters = [{"at": self.submitted, "step": "submitted", "state": "pending", "source": "", "reason": ""}]
+        if not (self._skipped or self.upstream_failed):
+            chapters.append({**chapters[0], "step": "started", "state": "running"})
+        if self._elapsed is not None:
+            step = {"completed": "returned", "failed": "raised", "crashed": "died", "cancelled": "stopped"}[self.state]
+            if self._skipped or self.upstream_failed:
+                step = "asked" if self._skipped else f"upstream {self.state}"
+            why = self.why_cancelled() if self.state == "cancelled" else {"source": "", "reason": ""}
+            at = self.submitted + self._elapsed
+            end = {"at": at, "step": step, "state": self.state, "source": why["source"], "reason": why["reason"]}
+            chapters.append(end)
+        return chapters
+
+
+class _Group(Group):
+    """A group as the rules know it. Its members are final when they are counted, so it has no live ones."""
+
+    __slots__ = ("errors", "members")
+
+    def __init__(self, id: int, options: dict[str, Any]) -> None:
+        auto, fail_fast = options.get("auto", False), options.get("fail_fast", False)
+        super().__init__(id, 1, options["name"], auto=auto, fail_fast=fail_fast)
+        self.created_at = time.monotonic()
+        self.members: deque[_Task] = deque(maxlen=HISTORY)
+        self.errors: list[ObjectRef] = []  # of `failed`: what `get` raises is kept as long as the group
 
 
 class _Notes(dict[int, RefNote]):
@@ -202,7 +260,11 @@ class InPlaceClient(Client):
         self.dropped = self._dropped.append
         self._live: dict[int, _Task] = {}
         self._history: deque[_Task] = deque(maxlen=HISTORY)
-        self._lock = threading.Lock()  # of the history
+        self._threads = None
+        self._groups: dict[int, _Group] = {}  # those that somebody holds, or that are not final
+        self._group_refs: dict[int, weakref.ref[ObjectRef]] = {}
+        self._waiters_lock = threading.RLock()
+        self._lock = threading.Lock()  # of the history and the groups
 
     # -- tasks ------------------------------------------------------------------------------------------------
 
@@ -254,8 +316,10 @@ class InPlaceClient(Client):
             data, buffers = shared.unpack(payload.head, payload.fd, writable=False)
         finally:
             payload.close()
-        deps = {ref.id: ref for ref in map(self.hold, (options or {}).get("deps", ()))}
+        options = options or {}
+        deps = {ref.id: ref for ref in map(self.hold, options.get("deps", ()))}
         task = _Task(self, self.new_ids(num_returns) if id is None else id, label, "function", fn)
+        task.group = self._groups.get(options.get("group", 0))
         with task:
             outcomes = self._broken(task, deps.values())
             if outcomes is None:
@@ -263,6 +327,16 @@ class InPlaceClient(Client):
                 outcomes = self._run(task, self._functions[fn], arguments, made)
         refs = self._refs(task, outcomes, num_returns)
         return refs[0] if num_returns <= 1 else refs
+
+    def submit_calls(
+        self, fn: int, calls: Iterable[PackedCall], label: str, num_returns: int = 1, group: int = 0
+    ) -> list[Any]:
+        """Runs them, one after the other."""
+        __tracebackhide__ = True
+        return [
+            self.submit_packed(Kind.TASK, fn, payload, label, {**(options or {}), "group": group}, num_returns)
+            for payload, options in calls
+        ]
 
     def submit_stream(
         self,
@@ -278,14 +352,59 @@ class InPlaceClient(Client):
         """Runs a generator task to its end. Its items are there when it returns."""
         __tracebackhide__ = True
         made: list[_Outcome] = []
-        payload, options = self._packed(args, kwargs, named, options)
+        payload, options = self._packed(args, kwargs, named, self.belonging(options))
         id = self.new_ids(1)
         completed = self.submit_packed(Kind.TASK, fn, payload, label, options, id=id, made=made)
         assert isinstance(completed, ObjectRef)
+        return self._generator_of(completed, label, made)
+
+    @property
+    def threads(self) -> Any:
+        """Who runs thread tasks: here it is us, too."""
+        return _ThreadsHere(self)
+
+    def submit_here(
+        self,
+        function: execution._Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+    ) -> ObjectRef | list[ObjectRef] | ObjectRefGenerator:
+        """Runs a thread task: arguments and results are the objects themselves."""
+        __tracebackhide__ = True
+        num_returns = max(1, function.options.get("num_returns", 1))
+        made: list[_Outcome] | None = [] if function.options.get("generator") == "streaming" else None
+        deps = [arg for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+        for ref in deps:
+            self.leaves(ref)
+        fn: int = next(self._function_ids)
+        task = _Task(self, self.new_ids(num_returns), label, "function", fn)
+        task.group = self._groups.get((self.belonging({}) or {}).get("group", 0))
+        self._functions[fn] = function
+        with task:
+            outcomes = self._broken(task, deps)
+            if outcomes is None:
+                arguments = functools.partial(self._shared_arguments, args, kwargs)
+                outcomes = self._run(task, function, arguments, made, _shared)
+        del self._functions[fn]
+        refs = self._refs(task, outcomes, num_returns)
+        if made is not None:
+            return self._generator_of(refs[0], label, made)
+        return refs[0] if num_returns <= 1 else refs
+
+    def _shared_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (
+            tuple(self.value(arg) if type(arg) is ObjectRef else arg for arg in args),
+            {name: self.value(arg) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
+        )
+
+    def _generator_of(self, completed: ObjectRef, label: str, made: Sequence[_Outcome]) -> ObjectRefGenerator:
         generator = ObjectRefGenerator(self, completed)
         for place, outcome in enumerate(made):
             ref = ObjectRef(self, next(self._ids), f"{label}[{place}]")
-            ref._task = id
+            ref._task = completed.id
             self._settle(ref, outcome)
             generator._refs.append((place, ref))
         return generator
@@ -296,9 +415,11 @@ class InPlaceClient(Client):
         function: execution._Function,
         arguments: Callable[[], Any],
         made: list[_Outcome] | None,
+        stored: Callable[[Any, str], _Outcome] | None = None,
     ) -> list[_Outcome]:
         """All attempts at a function task. Raises only what ends the cell or program that submits, too."""
         __tracebackhide__ = True
+        stored = stored or self._stored
         most = function.options.get("max_retries", MAX_RETRIES)
         num_returns = function.options.get("num_returns")
         while True:
@@ -308,7 +429,7 @@ class InPlaceClient(Client):
                 if inspect.iscoroutine(value):
                     value = run_coroutine(value)
                 if made is not None:
-                    self._collect(items.checked(value, function.options), made)
+                    self._collect(items.checked(value, function.options), made, stored)
                     value = None
                 elif "generator" in function.options:
                     value = items.dynamic(items.checked(value, function.options), self.put, run_coroutine)
@@ -324,19 +445,20 @@ class InPlaceClient(Client):
                     continue
                 return [_raised(task, error)]
             try:
-                outcomes = [self._stored(each, "result") for each in items.results(value, num_returns)]
+                outcomes = [stored(each, "result") for each in items.results(value, num_returns)]
             except Exception as error:
                 return [_raised(task, error)]
             task.state = "completed"
             return outcomes
 
-    def _collect(self, generator: Any, made: list[_Outcome]) -> None:
+    @staticmethod
+    def _collect(generator: Any, made: list[_Outcome], stored: Callable[[Any, str], _Outcome]) -> None:
         """One attempt at a generator: adds the items that those before it have not made."""
         places = itertools.count()
 
         def take(item: Any) -> None:
             if (place := next(places)) >= len(made):
-                made.append(self._stored(item, f"item {place}"))
+                made.append(stored(item, f"item {place}"))
 
         items.drive(generator, take, run_coroutine)
 
@@ -346,6 +468,7 @@ class InPlaceClient(Client):
         call: Callable[[], tuple[Sequence[Any], dict[str, Any]]],
         num_returns: int = 1,
         needs: Iterable[ObjectRef] = (),
+        group: int = 0,
     ) -> list[ObjectRef]:
         """A cell as a task. Its refs are final; those of a failed or cancelled one raise what `call` has raised.
 
@@ -356,6 +479,7 @@ class InPlaceClient(Client):
         """
         __tracebackhide__ = True
         task = _Task(self, self.new_ids(num_returns), label, "cell")
+        task.group = self._groups.get(group)
         with task:
             outcomes = self._broken(task, needs)
             if outcomes is None:
@@ -385,6 +509,7 @@ class InPlaceClient(Client):
             outcomes = outcomes * len(refs)
         for ref, outcome in zip(refs, outcomes, strict=True):
             self._settle(ref, outcome)
+        self._count(task, refs[0])
         return refs
 
     def _settle(self, ref: ObjectRef, outcome: _Outcome) -> None:
@@ -393,12 +518,15 @@ class InPlaceClient(Client):
 
     @staticmethod
     def _broken(task: _Task, refs: Iterable[ObjectRef]) -> list[_Outcome] | None:
-        """The outcome of a task that is not run, since what it needs has failed."""
+        """The outcome of a task that is not run, since its group was cancelled, or what it needs has failed."""
+        if task.group is not None and task.group.cancel is not None:
+            return task.skip()
         for ref in refs:
             if ref._kind != Kind.RESULT:
                 outcome: Any = ref._body
                 cancelled = outcome.kind == Kind.FAILURE and from_json(outcome.body)["type"] == "cancelled"
                 task.state = "cancelled" if cancelled else "failed"
+                task.upstream_failed = True
                 return [outcome]
         return None
 
@@ -419,7 +547,7 @@ class InPlaceClient(Client):
 
         def note(each: object) -> Any:
             if type(each) is ObjectRef:
-                refuse_foreign(self, each)
+                self.leaves(each)
                 found.append(each)
             return NotImplemented
 
@@ -442,6 +570,8 @@ class InPlaceClient(Client):
             namespace: what functions of a cell are bound to; default: the notebook's.
         """
         outcome: Any = ref._body
+        if outcome.local is not None:
+            return outcome.local[0]
         if outcome.kind == Kind.RESULT:
             return outcome.load(writable=True, namespace=namespace or self.namespace)
         error = self._error(outcome.kind, outcome.body, ref)
@@ -472,17 +602,27 @@ class InPlaceClient(Client):
                 return  # another thread was faster
             if notes.get(note.id) is note:
                 notes.pop(note.id, None)
+                self._groups.pop(note.id, None)
+                self._group_refs.pop(note.id, None)
 
-    # -- waiting, which never takes long ----------------------------------------------------------------------
+    # -- waiting, which seldom takes long ----------------------------------------------------------------------
 
     def wait(
         self, refs: Sequence[Any], count: int | None = None, timeout: float | None = None, *, or_failed: bool = False
     ) -> bool:
-        """Every ref that anybody holds is final."""
+        """Every ref of a task that anybody holds is final; one of a group may wait for a block in another thread."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while sum(bool(ref._kind) for ref in refs) < (len(refs) if count is None else count):
+            if end is not None and time.monotonic() >= end:
+                return False
+            time.sleep(LOOK_EVERY)
         return True
 
     def when_final(self, ref: Any, callback: Callable[[Any], None]) -> bool:
-        """Calls `callback(ref)` at once, in this thread."""
+        """Calls `callback(ref)` at once, in this thread; for a group that is open, in the thread that ends it."""
+        if not ref._kind:
+            ref._callbacks = [*(ref._callbacks or ()), callback]
+            return False
         try:
             callback(ref)
         except Exception:
@@ -499,7 +639,10 @@ class InPlaceClient(Client):
         reason: str = "",
         grace: float | None = None,
     ) -> None:
-        """Nothing: what has a ref is over, and what runs is stopped by the stop button alone."""
+        """A group runs no further members. A task: what has a ref is over, what runs is for the stop button alone."""
+        group = self._groups.get(id)
+        if group is not None:
+            self._cancel_group(group, Cancel(source, reason, time.monotonic(), None))
 
     def drain_events(self, timeout: float = 2.0) -> None:
         """There are none: what a task writes goes straight to its place."""
@@ -522,6 +665,12 @@ class InPlaceClient(Client):
             return True
         if op == "logs":
             return None  # what a task wrote is where it wrote it
+        if op == "groups":
+            return self._groups_op(arguments.get("id"))
+        if op == "story":
+            with self._lock:
+                tasks = [*self._live.values(), *self._history]
+            return next((task.story() for task in tasks if task.id == arguments["id"]), None)
         raise NotImplementedError(f"{op!r} needs a supervisor, and with local_mode=True there is none.")
 
     def _tasks(self, wanted: Iterable[int] | None) -> dict[str, Any]:
@@ -562,6 +711,91 @@ class InPlaceClient(Client):
             self._live.pop(task.id, None)
             self._history.append(task)
 
+    # -- groups -----------------------------------------------------------------------------------------------
+
+    def make_group(self, options: dict[str, Any]) -> ObjectRef:
+        """A group of tasks; its ref becomes final with it."""
+        self._forget_dropped()
+        ref = ObjectRef(self, next(self._ids), options["name"])
+        group = _Group(ref.id, options)
+        outer = self._groups.get(options.get("parent", 0))
+        if outer is not None and not outer.kind:
+            group.outer = outer
+            outer.live[group.id] = None
+        if outer is not None and outer.cancel is not None:  # also if it is over by now: its block may be open
+            group.cancel = Cancel("group", outer.cancel.reason, group.created_at, None)
+        self._groups[ref.id] = group
+        self._group_refs[ref.id] = weakref.ref(ref)
+        return ref
+
+    def close_group(self, ref: ObjectRef) -> None:
+        """Its block was left: it is final."""
+        group = self._groups[ref.id]
+        group.closed = True
+        self._end_if_over(group)
+
+    def _count(self, task: _Task, ref: ObjectRef | None) -> None:
+        """A member has ended; `ref` is None if it was interrupted."""
+        state = State(task.state)
+        failed = state in (State.FAILED, State.CRASHED)
+        for group in _chain(task.group):
+            group.submitted += 1
+            group.counts[state] = group.counts.get(state, 0) + 1
+            group.members.append(task)
+            if failed and ref is not None and not task.upstream_failed and len(group.failed) < MOST_FAILED:
+                group.failed.append(task.id)
+                group.errors.append(ref)
+            if failed and group.fail_fast:
+                self._cancel_group(group, Cancel("failure", f"{task.name} failed", time.monotonic(), None))
+            self._tell_group(group)
+        self._end_if_over(task.group)
+
+    def _cancel_group(self, group: _Group, cancel: Cancel) -> None:
+        if group.kind:
+            return
+        if group.cancel is None or (group.cancel.source == "failure" and cancel.source != "failure"):
+            group.cancel = cancel
+        for inner in [self._groups[id] for id in group.live if id in self._groups]:
+            self._cancel_group(inner, Cancel("group", cancel.reason, cancel.asked_at, None))
+        self._tell_group(group)
+        self._end_if_over(group)
+
+    def _end_if_over(self, group: _Group | None) -> None:
+        for each in _chain(group):
+            if not each.is_over or any(task.group is each for task in list(self._live.values())):
+                return
+            each.kind, each.ended_at = Kind.RESULT, time.monotonic()
+            if each.outer is not None:
+                each.outer.live.pop(each.id, None)
+            note = self._group_refs.pop(each.id, None)
+            ref = note() if note is not None else None
+            if ref is not None:
+                ref._body = to_json(each.record())
+                ref._kind = Kind.RESULT
+            self._tell_group(each)
+            if ref is not None:
+                self._call_back(ref)
+
+    def _tell_group(self, group: _Group) -> None:
+        if self.listener is not None:
+            self.listener(Kind.EVENT, 0, group.id, to_json({"group": self._group_record(group)}))
+
+    def _group_record(self, group: _Group) -> dict[str, Any]:
+        running = sum(group in _chain(task.group) for task in list(self._live.values()))
+        end = group.ended_at if group.ended_at is not None else time.monotonic()
+        return {**group.record(), "id": group.id, "running": running, "elapsed_s": end - group.created_at}
+
+    def _groups_op(self, id: int | None) -> Any:
+        """One group with its members, or all that are not final."""
+        if id is None:
+            return [self._group_record(group) for group in list(self._groups.values()) if not group.kind]
+        group = self._groups.get(id)
+        if group is None:
+            return None
+        running = [task for task in list(self._live.values()) if group in _chain(task.group)]
+        members = [task.record() for task in (*running, *group.members)]
+        return {**self._group_record(group), "tasks": members}
+
     # -- the end ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -577,6 +811,39 @@ class InPlaceClient(Client):
 
     def _send(self, data: bytes, fds: Iterable[int] = ()) -> None:
         raise NotImplementedError("With local_mode=True nothing is sent.")
+
+
+def _chain(group: _Group | None) -> Iterator[_Group]:
+    """The group, and those that it is in, from the inside out."""
+    for each in group.chain() if group is not None else ():
+        assert isinstance(each, _Group)
+        yield each
+
+
+def _shared(value: Any, _: str) -> _Outcome:
+    return _Outcome(Kind.RESULT, b"", local=(value,))
+
+
+class _ThreadsHere:
+    """Stands where a client has its ThreadHost."""
+
+    def __init__(self, client: InPlaceClient) -> None:
+        self._client = client
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any],
+        *,
+        retry_exceptions: Any = False,
+    ) -> ObjectRef | list[ObjectRef] | ObjectRefGenerator:
+        """Runs it in this thread."""
+        __tracebackhide__ = True
+        known = execution._Function(function, options, retry_exceptions)
+        return self._client.submit_here(known, args, kwargs, label)
 
 
 def _arguments(

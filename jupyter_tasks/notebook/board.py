@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from jupyter_tasks.show import show_bytes, show_seconds
 
-__all__ = ["BOARD_MIME", "FINAL_STATES", "Board", "LogText", "strip_ansi"]
+__all__ = [
+    "BOARD_MIME",
+    "FINAL_STATES",
+    "Board",
+    "LogText",
+    "bar_html",
+    "block_html",
+    "next_attempt",
+    "note_html",
+    "strip_ansi",
+]
 
 BOARD_MIME = "application/vnd.jupyter-tasks.board+json"
 FINAL_STATES = frozenset({"cancelled", "completed", "failed", "crashed"})
@@ -193,6 +204,11 @@ class Board:
         """Nothing more will change, unless threads or children of the task are left."""
         return self.state in FINAL_STATES
 
+    @property
+    def is_settled(self) -> bool:
+        """Nothing more will change."""
+        return self.is_final and self.settled and not self.record.get("lingers")
+
     def seconds(self, now: float) -> float:
         """How long it has run, at `now` on the feed's clock."""
         running = self.state in ("running", "cancelling")
@@ -210,6 +226,8 @@ class Board:
         record = self.record
         if self.state == "pending" and record.get("waiting_for"):
             parts.append(f", waits for {', '.join(record['waiting_for'])}")
+        elif self.state == "pending" and (rest := next_attempt(record, now - self.seen_at)):
+            parts.append(f", {rest}")
         elif self.state == "pending" and record.get("slots_held_by"):
             parts.append(f", the slots are held by {', '.join(record['slots_held_by'])}")
         if record.get("attempt"):
@@ -290,37 +308,55 @@ class Board:
 
     def html(self, now: float) -> str:
         """One compact block; colours follow the theme where there is one."""
-        esc = html.escape
-        colour = _COLOURS[self.state]
-        parts = [
-            '<div class="jupyter-tasks-board" style="border-left:3px solid '
-            f"{colour};padding:2px 0 2px 10px;margin:2px 0;font-size:var(--jp-ui-font-size1,13px);"
-            'color:var(--jp-ui-font-color1,inherit)">',
-            f'<div><span style="color:{colour}" aria-hidden="true">{_ICONS[self.state]}</span> '
-            f'<b>{esc(self.name)}</b> <span style="color:{colour}">{self.state}</span>'
-            f'<span style="opacity:.75">{esc(self._details(now))} &middot; task {esc(self.task_id)}</span></div>',
-        ]
-        parts += [self._bar_html(bar) for bar in self.bars.values()]
-        parts += [f'<div style="opacity:.75">{esc(note)}</div>' for note in self.notes]
+        parts = [self._bar_html(bar) for bar in self.bars.values()]
+        parts += [note_html(note) for note in self.notes]
         if self.log:
             parts.append(_pre(self._log_text()))
         parts += [_display_html(data) for _, data, _ in self.displays]
         if self.error:
             # What was asked for is no alarm.
             parts.append(_pre(self.error, colour="inherit" if self.state == "cancelled" else "#c62828", high=True))
-        parts.append("</div>")
-        return "".join(parts)
+        return block_html(self.name, self.state, self._details(now), f"task {self.task_id}", parts)
 
     def _bar_html(self, bar: dict[str, Any]) -> str:
-        total = bar.get("total")
-        value = f' value="{bar["n"]:g}" max="{total:g}"' if total else ""
-        text = html.escape(self._bar_text(bar).strip())
         rate = bar.get("rate")
-        speed = f", {_rate(rate)}{html.escape(str(bar.get('unit', 'it')))}/s" if rate else ""
-        return (
-            f'<div><progress{value} style="width:14em;vertical-align:middle"></progress> '
-            f'<span style="opacity:.75">{text}{speed}</span></div>'
-        )
+        speed = f", {_rate(rate)}{bar.get('unit', 'it')}/s" if rate else ""
+        return bar_html(bar["n"], bar.get("total"), self._bar_text(bar).strip() + speed)
+
+
+# -- what the boards of tasks and of groups have in common: plain text in, HTML out -----------------------------------
+
+
+def block_html(name: str, state: str, details: str, id: str, parts: list[str]) -> str:
+    """A headline with the parts (HTML) below it; colours follow the theme where there is one."""
+    esc = html.escape
+    colour = _COLOURS[state]
+    return "".join(
+        [
+            '<div class="jupyter-tasks-board" style="border-left:3px solid '
+            f"{colour};padding:2px 0 2px 10px;margin:2px 0;font-size:var(--jp-ui-font-size1,13px);"
+            'color:var(--jp-ui-font-color1,inherit)">',
+            f'<div><span style="color:{colour}" aria-hidden="true">{_ICONS[state]}</span> '
+            f'<b>{esc(name)}</b> <span style="color:{colour}">{state}</span>'
+            f'<span style="opacity:.75">{esc(details)} &middot; {esc(id)}</span></div>',
+            *parts,
+            "</div>",
+        ]
+    )
+
+
+def bar_html(n: float, total: float | None, text: str) -> str:
+    """A progress bar with a text beside it; without a total it only says that something goes on."""
+    value = f' value="{n:g}" max="{total:g}"' if total else ""
+    return (
+        f'<div><progress{value} style="width:14em;vertical-align:middle"></progress> '
+        f'<span style="opacity:.75">{html.escape(text)}</span></div>'
+    )
+
+
+def note_html(text: str) -> str:
+    """A line that is no headline."""
+    return f'<div style="opacity:.75">{html.escape(text)}</div>'
 
 
 def _rate(rate: float) -> str:
@@ -353,6 +389,12 @@ def _display_html(data: dict[str, Any]) -> str:
         if isinstance(data.get(kind), str):
             return _pre(data[kind])
     return _pre(json.dumps(data)[:LOG_TAIL])
+
+
+def next_attempt(record: dict[str, Any], since: float = 0.0) -> str:
+    """ "next attempt in 3 s" of a task that is retried later, "" for others. `since`: seconds the record is old."""
+    rest = record.get("retry_in_s")
+    return "" if rest is None else f"next attempt in {max(0, math.ceil(rest - since))} s"
 
 
 def strip_ansi(text: str) -> str:

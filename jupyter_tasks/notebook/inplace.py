@@ -63,6 +63,7 @@ def launch_in_place(
     keeps_value: bool = True,
     refs_only: Collection[str] = (),
     at_home: Collection[str] | None = None,
+    group: int = 0,
 ) -> tuple[list[ObjectRef], Outcome]:
     """Runs the cell as a task. Returns its ref and one for each of `outs`, all final, and how it ended.
 
@@ -71,6 +72,7 @@ def launch_in_place(
         label: the task's name.
         outs: names that are brought home.
         keeps_value: the cell's ref gets the value of the last expression; otherwise None.
+        group: of which it is a member.
 
     Raises:
         UnserializableError: a name cannot be taken along. Nothing has run.
@@ -89,8 +91,8 @@ def launch_in_place(
             values.append(outcome.namespace.get(name, missing))
         return values, outcome.globals
 
-    refs = client.run_cell(label, call, 1 + len(outs), needs=packed.refs.values())
-    if outcome is None:  # what it needs has failed
+    refs = client.run_cell(label, call, 1 + len(outs), needs=packed.refs.values(), group=group)
+    if outcome is None:  # what it needs has failed, or its group was cancelled
         try:
             client.value(refs[0])
         except BaseException as error:

@@ -24,6 +24,7 @@ from jupyter_tasks.notebook import capture
 from jupyter_tasks.notebook.board import FINAL_STATES, Board, strip_ansi
 from jupyter_tasks.notebook.errors import as_in_the_kernel, error_of, has_group, hint_for, shown_as
 from jupyter_tasks.notebook.feed import Feed
+from jupyter_tasks.notebook.grouping import Groups
 from jupyter_tasks.notebook.output import NO_OUTPUT, Place, Router, Screen
 from jupyter_tasks.notebook.parcel import CellOptions, Packer, cell_number
 from jupyter_tasks.notebook.waiting import (
@@ -72,6 +73,7 @@ class Launcher:
         self._screen = screen
         self._router = Router(screen)
         self._feed = Feed(screen)
+        self._groups = Groups(ip, self._router, self._feed)
         self._client: Client | None = None
         self._open: dict[int, _Launched] = {}
         self._put_back: list[_Launched] = []  # ended without a value; their names get back what they held
@@ -83,9 +85,11 @@ class Launcher:
         self._ip.events.register("pre_run_cell", self._before_cell)
         self._ip.events.register("post_run_cell", self._after_cell)
         session.on_start(self._connected)
+        self._groups.start()
 
     def stop(self) -> None:
         """Ends the session and leaves the shell."""
+        self._groups.stop()
         session.shutdown()
         self._feed.stop()
         for name, hook in (("pre_run_cell", self._before_cell), ("post_run_cell", self._after_cell)):
@@ -115,6 +119,7 @@ class Launcher:
         self._restore_names()
 
     def _after_cell(self, result: Any = None) -> None:
+        self._groups.cell_ends()
         if self._feed.busy():
             self.settle()
 
@@ -130,6 +135,8 @@ class Launcher:
         names = self._packer.analyse(cell, first_line)
         outs = self._outs(options, names)
         self._check_name(options.name, outs)
+        if options.group is not None:
+            self._groups.check(options.group, [options.name, *outs])
         taken = self._packer.captured(options, names)
         label = options.name or f"cell {cell_number(self._ip)}"
         client = self._started()
@@ -147,6 +154,8 @@ class Launcher:
         if options.replace:
             for launched in self._earlier_runs(options.name):
                 client.cancel(launched.ref.id, reason="replaced by a new run")
+        if options.group is not None:
+            wire["group"] = self._groups.of_cell(options.group, client).id
         self._run(client, payload, wire, label, outs, options, sent)
 
     def _run_in_place(
@@ -182,6 +191,7 @@ class Launcher:
                 keeps_value=bool(options.name),
                 refs_only=names.refs_only.union(options.refs or ()),
                 at_home=names.mutates if star else None,
+                group=self._groups.of_cell(options.group, client).id if options.group is not None else 0,
             )
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None

@@ -17,8 +17,10 @@ from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_ar
 
 from jupyter_tasks import api, session
 from jupyter_tasks.exceptions import JupyterTasksError
+from jupyter_tasks.groups import TaskGroup, show_counts
 from jupyter_tasks.joblib_register import register_joblib
 from jupyter_tasks.notebook import stacks
+from jupyter_tasks.notebook.board import next_attempt
 from jupyter_tasks.notebook.launcher import Launcher
 from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
 from jupyter_tasks.notebook.parcel import CellOptions
@@ -114,6 +116,9 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
     @argument("--cpus", type=_not_negative, metavar="N", help="slots it takes (default 1; 0: runs at once)")
     @argument("--gpus", type=_not_negative, metavar="N", help="GPUs it takes (default 0)")
     @argument("--memory", type=_bytes, metavar="SIZE", help="limit of its private memory, as 4GB")
+    @argument(
+        "--group", metavar="NAME", help="make it a member of this TaskGroup; a new one if there is none, or it is over"
+    )
     @argument("--replace", action="store_true", help="first cancel an earlier run of this cell that still runs")
     @argument("-q", "--quiet", action="store_true", help="show no board")
     @argument("-h", "--help", action="store_true", help="show this text")
@@ -144,6 +149,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             cpus=args.cpus,
             gpus=args.gpus,
             memory=args.memory,
+            group=args.group,
         )
         self._launcher.launch(cell, f"%%remote {line}".rstrip(), options)
 
@@ -152,11 +158,12 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         """List tasks and stop them.
 
         %tasks                      list them
-        %tasks cancel NAME|ID|all   ask to stop (KeyboardInterrupt in the task)
+        %tasks cancel NAME|ID|all   ask to stop (KeyboardInterrupt in the task); also a group, with all in it
         %tasks kill NAME|ID|all     end the processes at once
         %tasks wait NAME|ID|all     block until they are over
         %tasks logs NAME|ID         all that a task has printed
         %tasks stack NAME|ID|all    where a running task is at this moment, also in C code
+        %tasks story NAME|ID        what has happened to a task
         %tasks debug NAME|ID        open the frames of a failed task in the debugger
         %tasks fetch A B            put the values of these references in their place (waits for them)
         %tasks clear                forget finished tasks, and the frames kept for the debugger
@@ -167,6 +174,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             raise UsageError(f"%tasks: {error}.") from None
         if not words or words[0] == "list":
             print(_table(sorted(api.tasks(), key=lambda record: int(record["id"]))))
+            for group in _live_groups():
+                print(f"group {group['name']} ({group['group_id']}): {group['state']}, {show_counts(group)}")
             return
         verb, names = words[0], words[1:]
         if verb in ("-h", "--help", "help"):
@@ -176,16 +185,33 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
         elif verb == "fetch":
             self._fetch(names)
-        elif verb in ("cancel", "kill", "wait", "logs", "stack", "debug"):
+        elif verb in _VERBS:
             if not names:
                 raise UsageError(
-                    f"%tasks {verb} needs the NAME or ID of a task{'' if verb in ('logs', 'debug') else ', or all'}."
+                    f"%tasks {verb} needs the NAME or ID of a task{'' if verb in _OF_ONE else ', or all'}."
                 )
             getattr(self, f"_{verb}")(names)
         else:
-            raise UsageError(
-                f"%tasks: unknown word {verb!r}. Use cancel, kill, wait, logs, fetch or clear; %tasks --help."
-            )
+            raise UsageError(f"%tasks: unknown word {verb!r}. Use {', '.join(_VERBS)}, fetch or clear; %tasks --help.")
+
+    def complete(self, shell: Any, event: Any) -> list[str]:
+        """Names for the Tab key, after `--group` and after the words of %tasks. Empty: IPython looks further."""
+        words = event.text_until_cursor.split("\n")[-1].split()
+        if not event.text_until_cursor.endswith((" ", "\t")):
+            words = words[:-1]
+        if not words:
+            return []
+        if words[0] == "%%remote":
+            known = {name for name, value in shell.user_ns.items() if isinstance(value, TaskGroup)}
+            return sorted(known) if words[-1] == "--group" else []
+        if len(words) == 1:
+            return sorted([*_VERBS, "fetch", "clear", "list"])
+        if words[1] == "fetch":
+            return sorted(name for name, value in shell.user_ns.items() if isinstance(value, ObjectRef))
+        if words[1] not in _VERBS:
+            return []
+        groups = {group["name"] for group in _live_groups()} if words[1] in ("cancel", "kill", "wait") else set()
+        return sorted({record["name"] for record in api.tasks()} | groups)
 
     def _find(self, names: list[str], *, live: bool) -> list[dict[str, Any]]:
         """The tasks meant by names, ids or "all"."""
@@ -206,35 +232,79 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             found.append((alive or matches)[-1])
         return found
 
+    def _take_groups(self, names: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+        """The live groups among the names, and the names that are left: those of tasks.
+
+        A group goes before a task of its name: the members of a map have the group's name.
+        """
+        groups = _live_groups()
+        found: list[dict[str, Any]] = []
+        rest = []
+        for name in names:
+            matches = [group for group in groups if name in (group["group_id"], group["name"])]
+            if not matches:
+                rest.append(name)
+                continue
+            found.append(matches[-1])
+            if len(matches) > 1:
+                others = len(matches) - 1
+                go_on = "other group of this name goes on" if others == 1 else "other groups of this name go on"
+                print(f"{name}: takes the newest; {others} {go_on}.")
+        return found, rest
+
     def _cancel(self, names: list[str]) -> None:
-        for record in self._find(names, live=True):
-            self._stop(record, force=False)
+        self._stop_all(names, force=False)
 
     def _kill(self, names: list[str]) -> None:
-        for record in self._find(names, live=True):
-            self._stop(record, force=True)
+        self._stop_all(names, force=True)
 
-    @staticmethod
-    def _stop(record: dict[str, Any], *, force: bool) -> None:
-        who = f"Task {record['task_id']} ({record['name']})"
-        if not _is_live(record):
-            print(f"{who} is over: {record['state']}.")
-            return
-        session.current_client().cancel(record["id"], force=force)
-        print(f"{who}: asked to {'end at once' if force else 'stop'}.")
+    def _stop_all(self, names: list[str], *, force: bool) -> None:
+        how = "end at once" if force else "stop"
+        groups, names = self._take_groups(names)
+        if "all" in names:  # members are told by their groups
+            groups = _live_groups()
+        for group in groups:
+            session.current_client().cancel(group["id"], force=force)
+            print(f"Group {group['group_id']} ({group['name']}, {show_counts(group)}): all in it asked to {how}.")
+        for record in self._find(names, live=True) if names else []:
+            who = f"Task {record['task_id']} ({record['name']})"
+            if not _is_live(record):
+                print(f"{who} is over: {record['state']}.")
+            elif not ("all" in names and record.get("group") and record["state"] not in _FINAL):
+                session.current_client().cancel(record["id"], force=force)
+                if force and record.get("executor") == "thread":
+                    print(f"{who}: asked to stop; a thread cannot be killed.")
+                else:
+                    print(f"{who}: asked to {how}.")
 
     def _wait(self, names: list[str]) -> None:
         """Blocks until the tasks are over; a KeyboardInterrupt ends the waiting, not the tasks."""
         client = session.current_client()
-        open_ids = {record["id"] for record in self._find(names, live=False) if _is_live(record)}
+        groups, names = self._take_groups(names)
+        open_groups = {group["id"] for group in groups}
+        tasks = self._find(names, live=False) if names else []
+        open_ids = {record["id"] for record in tasks if _is_live(record)}
         pause = 0.01
-        while open_ids:
-            answer = client.request("tasks", ids=sorted(open_ids))["tasks"]
-            open_ids = {record["id"] for record in answer if record["state"] not in _FINAL}
+        while open_ids or open_groups:
             if open_ids:
+                answer = client.request("tasks", ids=sorted(open_ids))["tasks"]
+                open_ids = {record["id"] for record in answer if record["state"] not in _FINAL}
+            if open_groups:
+                open_groups &= {group["id"] for group in _live_groups()}
+            if open_ids or open_groups:
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.2)
         self._launcher.settle()
+
+    def _story(self, names: list[str]) -> None:
+        for record in self._find(names, live=False):
+            chapters = session.current_client().request("story", id=record["id"]) or []
+            print(f"Task {record['task_id']} ({record['name']}), {record['state']}{_remark(record)}:")
+            for chapter in chapters:
+                source = f"  by {chapter['source']}" if chapter["source"] else ""
+                reason = f": {chapter['reason']}" if chapter["reason"] else ""
+                since = f"+{chapter['at'] - chapters[0]['at']:.3f} s"
+                print(f"  {since:>12}  {chapter['step']:<18}  {chapter['state']}{source}{reason}")
 
     def _fetch(self, names: list[str]) -> None:
         """A name whose task failed keeps its reference; the first such error is raised when the others are there."""
@@ -322,8 +392,17 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         return " ".join(known) if known else ""
 
 
+_VERBS = ("cancel", "kill", "wait", "logs", "story", "stack", "debug")
+_OF_ONE = ("logs", "story", "debug")  # for them there is no "all"
 MOST_LOG = 1_000_000  # characters that `%tasks logs` prints; a browser suffers from more
 _FINAL = frozenset({"cancelled", "completed", "failed", "crashed"})
+
+
+def _live_groups() -> list[dict[str, Any]]:
+    """The records of groups that are not over, oldest first."""
+    if not session.is_initialized():
+        return []
+    return list(session.current_client().request("groups"))
 
 
 def _is_live(record: dict[str, Any]) -> bool:
@@ -351,6 +430,10 @@ def _parse(magic: Any, line: str) -> argparse.Namespace | None:
 
 
 def _remark(record: dict[str, Any]) -> str:
+    if rest := next_attempt(record):
+        return f", {rest}"
+    if record["state"] == "cancelling" and record.get("executor") == "thread":
+        return " (a thread: it ends by itself)"
     if record["lingers"]:
         return " (left something running)"
     return " (kept for %tasks debug)" if record["kept"] else ""
@@ -359,7 +442,8 @@ def _remark(record: dict[str, Any]) -> str:
 def _table(records: list[dict[str, Any]]) -> str:
     if not records:
         return "No tasks."
-    rows = [("ID", "NAME", "STATE", "ELAPSED", "CPU", "MEMORY")]
+    grouped = any(record.get("group") for record in records)
+    rows = [("ID", "NAME", "STATE", "ELAPSED", "CPU", "MEMORY", *(("GROUP",) if grouped else ()))]
     for record in records:
         usage = record.get("usage")
         if usage and not usage["peak"]:
@@ -372,6 +456,7 @@ def _table(records: list[dict[str, Any]]) -> str:
                 show_seconds(record["elapsed_s"]) if record["elapsed_s"] else "-",
                 show_seconds(usage["cpu_s"]) if usage else "-",
                 show_bytes(usage["memory"] if _is_live(record) else usage["peak"]) if usage else "-",
+                *((record.get("group", "-"),) if grouped else ()),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -379,6 +464,7 @@ def _table(records: list[dict[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+_COMPLETED = ("%%remote", "%tasks")  # lines in which the Tab key knows names
 _loaded: dict[int, tuple[Launcher, Any]] = {}
 
 
@@ -388,7 +474,10 @@ def load(ip: Any) -> None:
         return
     screen = KernelScreen(ip) if hasattr(ip, "kernel") else TerminalScreen()
     launcher = Launcher(ip, screen)
-    ip.register_magics(TasksMagics(ip, launcher))
+    magics = TasksMagics(ip, launcher)
+    ip.register_magics(magics)
+    for line in _COMPLETED:
+        ip.set_hook("complete_command", magics.complete, str_key=line)
     _loaded[id(ip)] = (launcher, ip)
     launcher.start()
     if "joblib" in sys.modules:  # who imports it later calls `jt.register_joblib()`
@@ -404,3 +493,5 @@ def unload(ip: Any) -> None:
     entry[0].stop()
     for kind, name in (("cell", "remote"), ("line", "remote"), ("line", "tasks")):
         ip.magics_manager.magics[kind].pop(name, None)
+    for line in _COMPLETED:
+        ip.strdispatchers["complete_command"].strs.pop(line, None)

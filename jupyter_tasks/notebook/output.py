@@ -209,7 +209,7 @@ class Router:
         if sink is not None:
             sink(kind, content, stderr)
             return
-        place = self._place_of(id)
+        place = self.place_of(id)
         if place is None:
             return
         if kind == Kind.OUTPUT:
@@ -225,6 +225,7 @@ class Router:
             self._decoders[id, stderr] = decoder
         return decoder.decode(body)
 
-    def _place_of(self, id: int) -> Place | None:
+    def place_of(self, id: int) -> Place | None:
+        """The cell that ran when something got this id. Any thread."""
         index = bisect_right(self._marks, id - 1) - 1
         return self._places[index] if index >= 0 else None

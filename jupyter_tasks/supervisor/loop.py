@@ -93,6 +93,7 @@ WAITING_AFTER = 0.05  # seconds after which a board says for what its task waits
 WAITING_EVERY = 0.5  # seconds between looks at whether that has changed
 HELD_BACK_EVERY = 1.0  # seconds: how late the last lines of too much output are shown
 GROUPS_EVERY = 0.1  # seconds between figures of a group whose members come and go
+RUNNING_EVERY = 0.5  # seconds between looks at whether other members of a group run than was told
 STACK_PAUSE = 0.02  # seconds without a new line after which a stack is complete; it is written in a millisecond
 STACK_LIMIT = 3.0  # seconds; a process that hangs in the disk or is stopped handles no signal
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
@@ -135,7 +136,9 @@ class Supervisor:
         self._clients: dict[int, _Client] = {}
         self._client_ids = itertools.count(1)  # 1: the kernel
         self._worker_clients: dict[int, _Client] = {}  # by the worker's number
+        self._running_told: dict[int, int] = {}  # live groups: how many members run, as was told last
         self._changed_groups: dict[int, Group] = {}  # whose figures are not told yet
+        self._last_options: tuple[bytes, dict[str, Any]] = (b"", {})
         self._logs: dict[int, TaskLog] = {}
         self._open_logs: deque[TaskLog] = deque()
         self._held_back: set[int] = set()
@@ -477,7 +480,12 @@ class Supervisor:
         options: dict[str, Any] = {}
         if flags & Flag.OPTIONS:
             length = int.from_bytes(call[HEADER_SIZE : HEADER_SIZE + 4], "little")
-            options = from_json(call[HEADER_SIZE + 4 : HEADER_SIZE + 4 + length])
+            options = self._options_in(call[HEADER_SIZE + 4 : HEADER_SIZE + 4 + length])
+            if "plain" in options and not nfds:  # its group is for us alone: the worker gets a task like any other
+                body = call[HEADER_SIZE + 4 + length :]
+                task = Task(id, client.id, fn, self._functions[fn][2], frame(Kind.TASK, id, body, fn=fn), True)
+                task.group_id = options["group"]
+                return task
             if "pins" in options:
                 # For us alone. Thousands of ids would not fit into a message to the worker.
                 text = to_json({key: value for key, value in options.items() if key != "pins"})
@@ -505,6 +513,12 @@ class Supervisor:
                 self.call_at(time.monotonic() + WAITING_AFTER, self._tell_waiting)
             self._waiting[id] = None
         return task
+
+    def _options_in(self, text: bytes) -> dict[str, Any]:
+        """The options of a task; nobody changes them. Those of a burst are all the same."""
+        if text != self._last_options[0]:
+            self._last_options = text, from_json(text)
+        return self._last_options[1]
 
     def _other_word(self, client: _Client, kind: int, flags: int, nfds: int, fn: int, id: int, whole: bytes) -> None:
         body = whole[HEADER_SIZE:]
@@ -551,8 +565,10 @@ class Supervisor:
             answer = self._ask[question["op"]](question)
             self._send(client, frame(Kind.REPLY, id, to_json(answer)))
 
-    @staticmethod
-    def _group(client: _Client, id: int, options: dict[str, Any]) -> GroupMade:
+    def _group(self, client: _Client, id: int, options: dict[str, Any]) -> GroupMade:
+        if not self._running_told:
+            self.call_at(time.monotonic() + RUNNING_EVERY, self._tell_running)
+        self._running_told[id] = 0
         group = Group(
             *(id, client.id, options["name"]),
             grace=options.get("grace"),
@@ -701,14 +717,28 @@ class Supervisor:
         for group in changed.values():
             self._tell_group(group)
 
+    def _tell_running(self) -> None:
+        """Members say nothing when they begin, so a group of long ones would tell old figures until one ends."""
+        for id, told in list(self._running_told.items()):
+            group = self._scheduler.groups.get(id)
+            if group is None:
+                del self._running_told[id]
+            elif self._group_record(group)["running"] != told:
+                self._tell_group(group)
+        if self._running_told:
+            self.call_at(time.monotonic() + RUNNING_EVERY, self._tell_running)
+
     def _tell_group(self, group: Group) -> None:
         client = self._clients.get(group.owner)
+        record = self._group_record(group)
+        if group.id in self._running_told:
+            self._running_told[group.id] = record["running"]
         if client is not None:
-            self._send(client, frame(Kind.EVENT, group.id, to_json({"group": self._group_record(group)})))
+            self._send(client, frame(Kind.EVENT, group.id, to_json({"group": record})))
 
     def _group_record(self, group: Group) -> dict[str, Any]:
         """What people are told of a group: its members by their states, those of inner groups included."""
-        record = group.record()
+        record = {"id": group.id, **group.record()}
         running = 0
         for lease in self._scheduler.leases.values():
             task = self._scheduler.live.get(self._backend_of(lease).running(lease))

@@ -907,6 +907,114 @@ def test_at_home_a_cell_is_a_plain_cell_but_for_refs(kernel: Kernel) -> None:
     assert look.result == "([1, 5], True, [6, 7], 'ObjectRef', False)"
 
 
+# -- groups and maps --------------------------------------------------------------------------------------------------
+
+
+def test_a_block_counts_its_members_and_raises_their_failure(local: None) -> None:
+    """States and raising as with workers; the frames in the error are those of the task."""
+    refs: list[jt.ObjectRef] = []
+    with pytest.raises(ZeroDivisionError) as caught, jt.TaskGroup("sweep") as group:
+        refs += jt.remote(divide).map([1, 0, 2])
+    assert group.state == "failed"
+    assert [task["state"] for task in group.tasks] == ["completed", "failed", "completed"]
+    assert {task["group"] for task in group.tasks} == {"divide"}
+    assert names_of(caught.value)[-1] == "divide"
+    assert jt.get([refs[0], refs[2]]) == [1.0, 0.5]
+
+
+def test_several_failures_are_one_exception_group(local: None) -> None:
+    """What needs a failed member is not run, and is no failure of its own."""
+    with pytest.raises(Exception, match="4 tasks of the group 'sweep' have failed") as caught, jt.TaskGroup("sweep"):
+        jt.remote(double).map(jt.remote(divide).map([0, 0]))
+    assert [type(error).__name__ for error in caught.value.exceptions] == ["TaskError(ZeroDivisionError)"] * 2  # type: ignore[attr-defined]
+
+
+def test_a_cancelled_group_runs_no_further_members(local: None) -> None:
+    """Nor do inner groups; hooks are called before the block is left, and nothing is raised."""
+    ran: list[Any] = []
+    with jt.TaskGroup("sweep", on_cancellation=[lambda group: ran.append(group.state)]) as group:
+        first = jt.remote(ran.append).remote(1)
+        group.cancel(reason="enough")
+        rest = jt.remote(ran.append).map([2, 3])
+    assert ran == [1, "cancelled"]
+    assert jt.get(first) is None
+    for ref in rest:
+        with pytest.raises(jt.exceptions.TaskCancelledError, match="before it started") as caught:
+            jt.get(ref)
+        assert caught.value.source == "group"
+    assert [task["state"] for task in group.tasks] == ["completed"]
+
+
+def test_fail_fast_stops_at_the_first_failure(local: None) -> None:
+    ran: list[Any] = []
+
+    def note(x: Any) -> None:
+        ran.append(x)
+        1 / x
+
+    with pytest.raises(ZeroDivisionError), jt.TaskGroup("sweep", fail_fast=True) as group:
+        jt.remote(note).map([1, 0, 2])
+    assert ran == [1, 0]
+    assert group.state == "failed"
+
+
+def test_a_member_that_cancels_its_own_group_still_ends_first(local: None) -> None:
+    """The group is not final while a member runs, also in an `async with`."""
+    seen: list[Any] = []
+
+    def last() -> None:
+        client = current_client()
+        (record,) = client.request("groups")
+        client.cancel(record["id"])
+        seen.extend(each["state"] for each in client.request("groups"))
+
+    async def block() -> None:
+        async with group:
+            jt.remote(last).remote()
+            jt.remote(last).remote()
+
+    group = jt.TaskGroup("sweep")
+    asyncio.run(block())
+    assert seen == ["cancelling"]
+    assert group.state == "cancelled"
+
+
+def test_the_stop_button_cancels_the_block_and_the_map(local: None) -> None:
+    """1. the second call is interrupted; 2. KeyboardInterrupt comes out; 3. the third never begins."""
+    ran: list[Any] = []
+
+    def stop(x: int) -> None:
+        ran.append(x)
+        if x == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), jt.TaskGroup("sweep") as group:
+        jt.remote(stop).map([1, 2, 3])
+    assert ran == [1, 2]
+    assert group.state == "cancelled"
+    assert [task["state"] for task in group.tasks] == ["completed", "cancelled"]
+    assert current_client().request("groups") == []
+
+
+def test_map_and_starmap_as_with_workers(local: None) -> None:
+    """Shared arguments, copies of items, the position of a bad one, before anything has run."""
+    rows = [[1], [2]]
+    assert jt.get(jt.remote(lambda x, y: x.append(y) or x).map(rows, y=5)) == [[1, 5], [2, 5]]
+    assert rows == [[1], [2]]
+    assert jt.get(jt.remote(divmod).starmap([(7, 2), (9, 4)])) == [(3, 1), (2, 1)]
+    ran: list[Any] = []
+    with pytest.raises(UnserializableError, match="item 1: "):
+        jt.remote(ran.append).map([1, threading.Lock()])
+    assert ran == []
+
+
+def test_a_story_is_told(local: None) -> None:
+    good, bad = jt.remote(double).remote(1), jt.remote(divide).remote(0)
+    assert [chapter["step"] for chapter in good.story()] == ["submitted", "started", "returned"]
+    assert [chapter["state"] for chapter in bad.story()] == ["pending", "running", "failed"]
+    assert [chapter["step"] for chapter in jt.remote(double).remote(bad).story()] == ["submitted", "upstream failed"]
+
+
 # -- %%remote ---------------------------------------------------------------------------------------------------------
 
 
@@ -938,3 +1046,60 @@ def test_remote_cells_run_in_the_kernel(tmp_path: Path) -> None:
         assert kernel.processes() == {kernel.pid}
     finally:
         kernel.close()
+
+
+# -- thread tasks -------------------------------------------------------------------------------------------------
+
+
+def test_thread_tasks_share_objects_here_too(local: None) -> None:
+    """Nothing is copied; process tasks get copies of their values."""
+    held: list[int] = []
+
+    @jt.remote(executor="thread")
+    def appends(to: list[int]) -> list[int]:
+        to.append(1)
+        return to
+
+    @jt.remote
+    def changes(to: list[int]) -> list[int]:
+        to.append(2)
+        return to
+
+    ref = appends.remote(held)
+    assert jt.get(ref) is held
+    assert jt.get(changes.remote(ref)) == [1, 2]
+    assert held == [1]
+    assert jt.get(appends.remote(ref)) is held
+    assert held == [1, 1]
+
+
+def test_generators_and_errors_of_thread_tasks(local: None) -> None:
+    lock = threading.Lock()
+
+    @jt.remote(executor="thread")
+    def makes() -> Any:
+        yield lock
+
+    @jt.remote(executor="thread", retry_exceptions=True, max_retries=1)
+    def fails(tries: list[int]) -> None:
+        tries.append(1)
+        raise KeyError("x")
+
+    (item,) = makes.remote()
+    assert jt.get(item) is lock
+    tries: list[int] = []
+    with pytest.raises(KeyError):
+        jt.get(fails.remote(tries))
+    assert tries == [1, 1]
+
+
+def test_a_thread_task_whose_need_has_failed_is_not_run(local: None) -> None:
+    ran: list[int] = []
+
+    @jt.remote
+    def fails() -> None:
+        raise ValueError("root")
+
+    with pytest.raises(ValueError, match="root"):
+        jt.get(jt.remote(executor="thread")(ran.append).remote(fails.remote()))
+    assert ran == []
