@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_tasks import exceptions
 from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
 from jupyter_tasks.show import show_bytes
-from jupyter_tasks.streams import GeneratorNote, ObjectRefGenerator
+from jupyter_tasks.streams import EndWaiter, GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import (
     ALL_TAKEN,
@@ -274,6 +274,7 @@ class Client:
         note = GeneratorNote(generator, self.dropped)
         note.id = id
         self._streams[id] = note
+        self.add_waiter(completed, EndWaiter(note))
         self.when_final(completed, self._stream_over)
         return generator
 
@@ -1054,10 +1055,7 @@ class Client:
 
     def _stream_over(self, completed: ObjectRef) -> None:
         """Event thread; behind all of its items."""
-        generator = self._generator(completed.id)
         self._streams.pop(completed.id, None)
-        if generator is not None:
-            self._call_back(generator)
 
     def _close_given_up(self, slot: _Slot) -> None:
         if slot._kind:  # otherwise its answer comes by here

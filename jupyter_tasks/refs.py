@@ -102,10 +102,13 @@ class ObjectRef:
     @property
     def task_id(self) -> str:
         """The id as `%tasks` shows it; for an item of a generator that of its task."""
+        return show_id(self._id_of_task())
+
+    def _id_of_task(self) -> int:
         try:
-            return show_id(self._task)  # set only for these
+            return self._task  # only items have one
         except AttributeError:
-            return show_id(self.id)
+            return self.id
 
     def story(self) -> list[dict[str, Any]]:
         """What has happened to the task so far, oldest first; of a long story the middle is left out.
@@ -118,7 +121,7 @@ class ObjectRef:
         """
         if self._client.closed:
             return []
-        return self._client.request("story", id=self.id) or []
+        return self._client.request("story", id=self._id_of_task()) or []
 
     def future(self) -> Future[Any]:
         """A concurrent.futures.Future of this ref, whose `cancel()` cancels the task.

@@ -7,6 +7,7 @@ thread takes from it. So a generator may be read by several threads, which share
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from jupyter_tasks.wire.frames import Kind
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
 
-__all__ = ["DynamicRefs", "GeneratorNote", "ObjectRefGenerator"]
+__all__ = ["DynamicRefs", "EndWaiter", "GeneratorNote", "ObjectRefGenerator"]
 
 
 class GeneratorNote(weakref.ref["ObjectRefGenerator"]):
@@ -27,6 +28,20 @@ class GeneratorNote(weakref.ref["ObjectRefGenerator"]):
     __slots__ = ("id",)
 
     id: int
+
+
+class EndWaiter:
+    """Stands among those who wait for a generator task's end: wakes those who wait for its next item."""
+
+    __slots__ = ("_note",)
+
+    def __init__(self, note: GeneratorNote) -> None:
+        self._note = note
+
+    def release(self) -> None:
+        generator = self._note()
+        if generator is not None:
+            generator._client._wake(generator)
 
 
 class ObjectRefGenerator:
@@ -43,7 +58,7 @@ class ObjectRefGenerator:
 
     __slots__ = (
         *("__weakref__", "_arrived", "_backpressure", "_callbacks", "_client", "_completed", "_failure_given"),
-        *("_made", "_refs"),
+        *("_made", "_refs", "_waiters"),
     )
 
     def __init__(self, client: Client, completed: ObjectRef, *, backpressure: bool = False) -> None:
@@ -54,6 +69,7 @@ class ObjectRefGenerator:
         self._made = 0  # of these have refs; written by the event thread alone, after `_refs`
         self._refs: deque[tuple[int, ObjectRef]] = deque()  # not taken; with their places, from 0
         self._failure_given = False
+        self._waiters: list[Any] | None = None  # who waits for the next item, or the end; see Client.add_waiter
         self._callbacks: list[Callable[[ObjectRefGenerator], None]] | None = None
 
     # -- what the client's waiting needs ----------------------------------------------------------------------
@@ -62,15 +78,6 @@ class ObjectRefGenerator:
     def _kind(self) -> int:
         """Not 0 once `next` does not block."""
         return Kind.RESULT if self._refs or self._arrived > self._made else self._completed._kind
-
-    @property
-    def _waiters(self) -> list[Any] | None:
-        """Who waits for the next item also waits for the end."""
-        return self._completed._waiters
-
-    @_waiters.setter
-    def _waiters(self, waiters: list[Any]) -> None:
-        self._completed._waiters = waiters
 
     # -- for users --------------------------------------------------------------------------------------------
 
@@ -121,7 +128,7 @@ class ObjectRefGenerator:
         """The same without blocking the event loop. Cancelling the awaiting code leaves the task alone."""
         import asyncio
 
-        loop = asyncio.get_running_loop()
+        loop, client = asyncio.get_running_loop(), self._client
         while (ref := self._take()) is None:
             arrived = asyncio.Event()
 
@@ -131,10 +138,12 @@ class ObjectRefGenerator:
                 except RuntimeError:
                     pass  # the loop was closed: nobody waits any more
 
-            if self._client.when_final(self, tell):
-                await arrived.wait()
-            else:
+            if not client.when_final(self, tell):
                 self._arrived = self._made
+                continue
+            long = not self._kind and client.on_wait is not None  # otherwise only its ref is being made
+            with client.on_wait() if long and client.on_wait is not None else contextlib.nullcontext():
+                await arrived.wait()
         return ref
 
     def _take(self) -> ObjectRef | None:

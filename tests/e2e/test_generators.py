@@ -7,6 +7,7 @@ test_streaming_generator*.py, as far as they apply, and what a cancel, a crash a
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import copy
 import functools
@@ -743,6 +744,69 @@ def test_async_iteration_of_many_and_of_an_error() -> None:
         return await asyncio.gather(*(read(n) for n in range(20)))
 
     assert asyncio.run(main()) == list(range(20))
+
+
+def test_who_waits_for_the_end_is_not_woken_by_items(tmp_path: Path) -> None:
+    """`get`, `await` and `as_completed` of the ref of the whole task."""
+
+    def task(place: str) -> Iterator[int]:
+        for i in range(3):
+            words.hear(f"{place}/{i}")
+            yield i
+
+    async def main() -> None:
+        await generator.completed()
+        assert generator.completed().is_final
+
+    generator = jt.remote(task).remote(str(tmp_path))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ends = [
+            pool.submit(lambda: [ref.is_final for ref in jt.as_completed([generator.completed()])]),
+            pool.submit(lambda: [jt.get(generator.completed())]),
+            pool.submit(lambda: asyncio.run(main())),
+        ]
+        for i in range(3):
+            words.say(tmp_path / f"{i}")
+            assert jt.get(next(generator)) == i
+            assert i == 2 or not any(end.done() for end in ends)
+        assert [end.result(NET) for end in ends] == [[True], [None], None]
+
+
+def test_async_iteration_in_a_task_frees_its_slot() -> None:
+    """Two tasks in two slots, each of which waits for another."""
+
+    async def total(n: int) -> int:
+        return sum([await ref async for ref in jt.remote(count).remote(n)])
+
+    assert jt.get([jt.remote(total).remote(4) for _ in range(2)], timeout=NET) == [6, 6]
+
+
+def test_refs_that_the_functions_code_reads_live_as_long_as_its_tasks() -> None:
+    def make(held: jt.ObjectRef) -> Any:
+        def task() -> Iterator[int]:
+            yield jt.get(held) + 1
+
+        return jt.remote(task)
+
+    assert values(make(jt.put(41)).remote()) == [42]
+    jt.shutdown()  # the worker knows the function, and so holds what it reads
+
+
+def test_a_group_cancels_generators_and_waits_for_them(tmp_path: Path) -> None:
+    def task(place: str) -> Iterator[int]:
+        yield 0
+        words.say(f"{place}/in")
+        time.sleep(LONG)
+
+    with jt.TaskGroup("streams") as group:
+        generator = jt.remote(task).remote(str(tmp_path))
+        words.hear(tmp_path / "in")
+        group.cancel()
+    assert generator.completed().is_final
+    zero, cancelled = generator
+    assert jt.get(zero) == 0
+    assert isinstance(error_of(cancelled), TaskCancelledError)
+    assert [step["step"] for step in zero.story()] == [step["step"] for step in generator.completed().story()] != []
 
 
 def test_the_stop_button_in_next_loses_nothing(tmp_path: Path) -> None:
