@@ -51,7 +51,7 @@ from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, re
 if TYPE_CHECKING:
     from jupyter_tasks.threads import ThreadHost
 
-__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome", "refuse_foreign"]
+__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome"]
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
@@ -176,7 +176,9 @@ class Client:
         self._pending: dict[int, ObjectRef] = {}
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
-        self._waiters_lock = threading.Lock()
+        self._waiters_lock = (
+            threading.RLock()
+        )  # a finalizer may ask for a callback in the midst of another one's asking
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
         self._streams: dict[int, GeneratorNote] = {}  # one for each generator whose task is not over, by its id
@@ -437,11 +439,24 @@ class Client:
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
         if type(arg) is not ObjectRef:
             return arg
-        refuse_foreign(self, arg)
-        if self._threads is not None:
-            self._threads.share(arg)
+        self.leaves(arg)
         deps.append(arg.id)
         return Dependency(arg.id)
+
+    def leaves(self, ref: ObjectRef) -> None:
+        """This ref is about to be sent: whoever gets it must find its value.
+
+        Raises:
+            ObjectLostError: it belongs to another session.
+            UnserializableError: its value is in this process alone, and cannot be sent.
+        """
+        if ref._client is not self:
+            # Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value.
+            raise exceptions.ObjectLostError(
+                f"{ref!r} belongs to a session that has ended, and its value with it. Run its task again."
+            )
+        if self._threads is not None:
+            self._threads.share(ref)
 
     def put(self, value: Any, *, root: str = "value") -> ObjectRef:
         """Stores a value at the supervisor; returns its ref. `root` names the value in errors."""
@@ -779,9 +794,10 @@ class Client:
         False if that thread has ended, with the connection.
         """
         self._need_events()
-        if ref._callbacks is None:
-            ref._callbacks = []
-        ref._callbacks.append(callback)
+        with self._waiters_lock:  # before the event thread takes them, or behind: then it comes once more
+            if ref._callbacks is None:
+                ref._callbacks = []
+            ref._callbacks.append(callback)
         if ref._kind:
             self._events.put((None, ref))
         return self._event_thread is not None and self._event_thread.is_alive()
@@ -1054,13 +1070,13 @@ class Client:
             for serial in [serial for serial, other in list(self._fetches.items()) if other is slot]:
                 self._fetches.pop(serial, None)
 
-    @staticmethod
-    def _call_back(ref: Any) -> None:
-        callbacks, ref._callbacks = ref._callbacks, None
+    def _call_back(self, ref: Any) -> None:
+        with self._waiters_lock:
+            callbacks, ref._callbacks = ref._callbacks, None
         for callback in callbacks or ():
             try:
                 callback(ref)
-            except Exception:
+            except BaseException:  # also a SystemExit: this thread is not the callback's to end
                 import traceback
 
                 traceback.print_exc()
@@ -1178,9 +1194,7 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
 
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
-            refuse_foreign(client, value)
-            if client._threads is not None:
-                client._threads.share(value)
+            client.leaves(value)
             pins.append(value.id)
         return NotImplemented
 
@@ -1190,14 +1204,6 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
 def _end_of(ref: Any) -> Any:
     """What becomes final when the supervisor is lost, for one who waits for this."""
     return ref.completed() if isinstance(ref, ObjectRefGenerator) else ref
-
-
-def refuse_foreign(client: Client, ref: ObjectRef) -> None:
-    """Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value."""
-    if ref._client is not client:
-        raise exceptions.ObjectLostError(
-            f"{ref!r} belongs to a session that has ended, and its value with it. Run its task again."
-        )
 
 
 # -- foreign words become ours, here and only here -----------------------------------------------------------

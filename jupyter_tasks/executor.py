@@ -42,7 +42,7 @@ MOST_FUNCTIONS = 128  # whose pickles an executor remembers; those of one are se
 
 
 class BrokenTaskExecutor(JupyterTasksError, concurrent.futures.BrokenExecutor):
-    """The initializer of an executor has raised; `__cause__` has its traceback. None of its calls begins any more."""
+    """The initializer of an executor has raised; `__cause__` has its traceback. All of its calls end with this."""
 
 
 class _Way(NamedTuple):
@@ -149,8 +149,8 @@ class Executor(concurrent.futures.Executor):
                 they are when their turn comes. Default: no limit but the session's CPUs.
             name: what the screen shows. Default: the function's name.
             initializer: called with `initargs` in each worker before the first call of this executor there. If it
-                raises, that call and all that have not begun, and come later, raise a BrokenExecutor. What it changes
-                around it (environment, directory, module path) holds for the calls of this executor alone.
+                raises, all calls that are not over are cancelled, and these and later ones raise a BrokenExecutor. What
+                it changes around it (environment, directory, module path) holds for the calls of this executor alone.
             num_cpus, num_gpus, memory, timeout, grace: for each call, as for `jt.remote`.
             max_retries: how often a call is run again when its worker crashes. Default 0: as in the standard library,
                 a call begins once.
@@ -288,7 +288,7 @@ class Executor(concurrent.futures.Executor):
     def _cancel_all(self) -> None:
         """Cancels all calls that are not over, also those that run. Returns at once."""
         with self._lock:
-            open_calls = list(self._open)
+            open_calls = _latest_first(self._open)
         _cancel(open_calls)
 
     def _refuse(self) -> None:
@@ -350,18 +350,16 @@ class Executor(concurrent.futures.Executor):
             _cancel(futures)
 
     def _unbegun(self) -> list[_Call]:
-        """The calls whose code has not begun, latest first: so while they are cancelled few others begin."""
+        """The calls whose code has not begun."""
         with self._lock:
-            pending = [call for call in self._open if call.is_pending()]
-        ids = {call: call._ref.id for call in pending if call._ref is not None}
+            pending = [call for call in _latest_first(self._open) if call.is_pending()]
+        ids = [ref.id for call in pending if (ref := call._ref) is not None]
         begun: set[int] = set()
         if ids:
             with contextlib.suppress(JupyterTasksError):  # the session has ended, and they have with it
-                records = next(iter(ids))._client.request("tasks", ids=list(ids.values()))["tasks"]
+                records = pending[-1]._client.request("tasks", ids=ids)["tasks"]
                 begun = {record["id"] for record in records if record["state"] != "pending"}
-        last = float("inf")
-        found = [call for call in pending if ids.get(call) not in begun]
-        return sorted(found, key=lambda call: ids.get(call, last), reverse=True)
+        return [call for call in pending if (ref := call._ref) is None or ref.id not in begun]
 
     def _break(self, failed: calls.InitializerFailed) -> BrokenTaskExecutor:
         """The initializer has raised. Returns what its call raises."""
@@ -371,8 +369,9 @@ class Executor(concurrent.futures.Executor):
                 self._broken = BrokenTaskExecutor(f"{failed}. This executor takes no calls any more; make a new one.")
                 self._broken.__cause__ = failed.__cause__
             broken = self._broken
-        if first:
-            for call in self._unbegun():
+            open_calls = _latest_first(self._open)
+        if first:  # those that run, too, as in a ProcessPoolExecutor: some have begun since
+            for call in open_calls:
                 call.broken = broken
                 call.cancel()
         return broken
@@ -466,6 +465,11 @@ def _cancel(open_calls: Iterable[_Call]) -> None:
     for call in list(open_calls):
         if not call.was_asked:
             call.cancel()
+
+
+def _latest_first(open_calls: Iterable[_Call]) -> list[_Call]:
+    """The order to cancel in: otherwise those that wait would begin in the place of those that are stopped."""
+    return sorted(open_calls, key=lambda call: float("inf") if (ref := call._ref) is None else ref.id, reverse=True)
 
 
 def _current_task() -> int:

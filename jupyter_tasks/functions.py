@@ -202,14 +202,13 @@ class RemoteFunction(Generic[T]):
             extras: dict[str, Any] = {"sources": _sources(self._function)}
             if retry := _retry_types(self._options):
                 extras["retry_exceptions"] = retry
-            from jupyter_tasks.client import refuse_foreign
             from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
 
             captured: dict[int, ObjectRef] = {}
 
             def note(value: object) -> Any:
                 if type(value) is ObjectRef:
-                    refuse_foreign(client, value)
+                    client.leaves(value)
                     captured[value.id] = value
                 return NotImplemented
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from jupyter_tasks.client import Client, PackedCall, refuse_foreign
+from jupyter_tasks.client import Client, PackedCall
 from jupyter_tasks.engine.cancel import Cancel
 from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import State
@@ -118,10 +118,15 @@ class _Outcome:
     body: bytes  # as the supervisor would send it
     buffers: Sequence[bytes] = ()
     refs: Mapping[int, ObjectRef] = field(default_factory=dict)  # those inside the value, which must live as long as it
+    local: Any = None  # instead of a body, of a thread task: the value itself, in a tuple
     error: BaseException | None = None  # as it was raised here
     trace: TracebackType | None = None  # its frames in the task; raised once more, the error gets those of others, too
 
     def load(self, *, writable: bool, namespace: dict[str, Any] | None = None) -> Any:
+        """A copy of the value."""
+        if self.local is not None:
+            data, copied = serialize.dumps(self.local[0], root="value")
+            return serialize.loads(data, [bytes(buffer.raw()) for buffer in copied])
         buffers = [bytearray(each) for each in self.buffers] if writable else self.buffers
         return serialize.loads(self.body, buffers, namespace=namespace, originals=self.refs or None)
 
@@ -258,6 +263,7 @@ class InPlaceClient(Client):
         self._threads = None
         self._groups: dict[int, _Group] = {}  # those that somebody holds, or that are not final
         self._group_refs: dict[int, weakref.ref[ObjectRef]] = {}
+        self._waiters_lock = threading.RLock()
         self._lock = threading.Lock()  # of the history and the groups
 
     # -- tasks ------------------------------------------------------------------------------------------------
@@ -350,10 +356,55 @@ class InPlaceClient(Client):
         id = self.new_ids(1)
         completed = self.submit_packed(Kind.TASK, fn, payload, label, options, id=id, made=made)
         assert isinstance(completed, ObjectRef)
+        return self._generator_of(completed, label, made)
+
+    @property
+    def threads(self) -> Any:
+        """Who runs thread tasks: here it is us, too."""
+        return _ThreadsHere(self)
+
+    def submit_here(
+        self,
+        function: execution._Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+    ) -> ObjectRef | list[ObjectRef] | ObjectRefGenerator:
+        """Runs a thread task: arguments and results are the objects themselves."""
+        __tracebackhide__ = True
+        num_returns = max(1, function.options.get("num_returns", 1))
+        made: list[_Outcome] | None = [] if function.options.get("generator") == "streaming" else None
+        deps = [arg for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+        for ref in deps:
+            self.leaves(ref)
+        fn: int = next(self._function_ids)
+        task = _Task(self, self.new_ids(num_returns), label, "function", fn)
+        task.group = self._groups.get((self.belonging({}) or {}).get("group", 0))
+        self._functions[fn] = function
+        with task:
+            outcomes = self._broken(task, deps)
+            if outcomes is None:
+                arguments = functools.partial(self._shared_arguments, args, kwargs)
+                outcomes = self._run(task, function, arguments, made, _shared)
+        del self._functions[fn]
+        refs = self._refs(task, outcomes, num_returns)
+        if made is not None:
+            return self._generator_of(refs[0], label, made)
+        return refs[0] if num_returns <= 1 else refs
+
+    def _shared_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (
+            tuple(self.value(arg) if type(arg) is ObjectRef else arg for arg in args),
+            {name: self.value(arg) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
+        )
+
+    def _generator_of(self, completed: ObjectRef, label: str, made: Sequence[_Outcome]) -> ObjectRefGenerator:
         generator = ObjectRefGenerator(self, completed)
         for place, outcome in enumerate(made):
             ref = ObjectRef(self, next(self._ids), f"{label}[{place}]")
-            ref._task = id
+            ref._task = completed.id
             self._settle(ref, outcome)
             generator._refs.append((place, ref))
         return generator
@@ -364,9 +415,11 @@ class InPlaceClient(Client):
         function: execution._Function,
         arguments: Callable[[], Any],
         made: list[_Outcome] | None,
+        stored: Callable[[Any, str], _Outcome] | None = None,
     ) -> list[_Outcome]:
         """All attempts at a function task. Raises only what ends the cell or program that submits, too."""
         __tracebackhide__ = True
+        stored = stored or self._stored
         most = function.options.get("max_retries", MAX_RETRIES)
         num_returns = function.options.get("num_returns")
         while True:
@@ -376,7 +429,7 @@ class InPlaceClient(Client):
                 if inspect.iscoroutine(value):
                     value = run_coroutine(value)
                 if made is not None:
-                    self._collect(items.checked(value, function.options), made)
+                    self._collect(items.checked(value, function.options), made, stored)
                     value = None
                 elif "generator" in function.options:
                     value = items.dynamic(items.checked(value, function.options), self.put, run_coroutine)
@@ -392,19 +445,20 @@ class InPlaceClient(Client):
                     continue
                 return [_raised(task, error)]
             try:
-                outcomes = [self._stored(each, "result") for each in items.results(value, num_returns)]
+                outcomes = [stored(each, "result") for each in items.results(value, num_returns)]
             except Exception as error:
                 return [_raised(task, error)]
             task.state = "completed"
             return outcomes
 
-    def _collect(self, generator: Any, made: list[_Outcome]) -> None:
+    @staticmethod
+    def _collect(generator: Any, made: list[_Outcome], stored: Callable[[Any, str], _Outcome]) -> None:
         """One attempt at a generator: adds the items that those before it have not made."""
         places = itertools.count()
 
         def take(item: Any) -> None:
             if (place := next(places)) >= len(made):
-                made.append(self._stored(item, f"item {place}"))
+                made.append(stored(item, f"item {place}"))
 
         items.drive(generator, take, run_coroutine)
 
@@ -493,7 +547,7 @@ class InPlaceClient(Client):
 
         def note(each: object) -> Any:
             if type(each) is ObjectRef:
-                refuse_foreign(self, each)
+                self.leaves(each)
                 found.append(each)
             return NotImplemented
 
@@ -516,6 +570,8 @@ class InPlaceClient(Client):
             namespace: what functions of a cell are bound to; default: the notebook's.
         """
         outcome: Any = ref._body
+        if outcome.local is not None:
+            return outcome.local[0]
         if outcome.kind == Kind.RESULT:
             return outcome.load(writable=True, namespace=namespace or self.namespace)
         error = self._error(outcome.kind, outcome.body, ref)
@@ -762,6 +818,32 @@ def _chain(group: _Group | None) -> Iterator[_Group]:
     for each in group.chain() if group is not None else ():
         assert isinstance(each, _Group)
         yield each
+
+
+def _shared(value: Any, _: str) -> _Outcome:
+    return _Outcome(Kind.RESULT, b"", local=(value,))
+
+
+class _ThreadsHere:
+    """Stands where a client has its ThreadHost."""
+
+    def __init__(self, client: InPlaceClient) -> None:
+        self._client = client
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any],
+        *,
+        retry_exceptions: Any = False,
+    ) -> ObjectRef | list[ObjectRef] | ObjectRefGenerator:
+        """Runs it in this thread."""
+        __tracebackhide__ = True
+        known = execution._Function(function, options, retry_exceptions)
+        return self._client.submit_here(known, args, kwargs, label)
 
 
 def _arguments(

@@ -75,6 +75,10 @@ __all__ = [
     "thread_slots",
 ]
 
+# What running tasks have submitted comes before what was submitted outside, and deeper before that: a task that waits
+# for its children gives its slot back, and would otherwise let all others begin, and wait, first (measured: 40 tasks
+# three deep had 82 workers, 150 did not end in a minute).
+MOST_DEPTH = 1 << 20
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
 
 Demand: TypeAlias = tuple[tuple[str, int], ...]  # (("CPU", 10000),): sorted by name, amounts in CPU_UNITS
@@ -111,8 +115,8 @@ class TaskSpec:
 
     @property
     def priority(self) -> int:
-        """Lower runs first: cells come before queued function tasks."""
-        return 0 if self.kind == "cell" else 1
+        """Lower runs first: cells come before queued function tasks, and see MOST_DEPTH."""
+        return 0 if self.kind == "cell" else MOST_DEPTH
 
 
 class Chapter(NamedTuple):
@@ -155,6 +159,7 @@ class Task(Entry):
         "cancel",
         "children",
         "deps",
+        "depth",
         "ended_at",
         "false_starts",
         "fn",
@@ -200,6 +205,7 @@ class Task(Entry):
         self.false_starts = 0  # workers that died between taking it and beginning it
         self.cancel: Cancel | None = None
         self.parent = 0  # id of the task that submitted it
+        self.depth = 0  # how many tasks it is inside of
         self.children: list[int] | None = None
         self.group_id = 0  # the group that its submitter has named
         self.group: Group | None = None  # the one that it is a member of: that, or its parent's

@@ -27,6 +27,7 @@ from jupyter_tasks.engine.events import (
     CPU_UNITS,
     EVERYTHING,
     GPU,
+    MOST_DEPTH,
     ONE_PACKET,
     Announce,
     CancelAsked,
@@ -98,6 +99,7 @@ from jupyter_tasks.wire.frames import (
 __all__ = ["GPU_IDLE", "HISTORY", "LEND_AFTER", "Scheduler"]
 
 HISTORY = 1000  # finished tasks that `%tasks` can still show; a record holds no value
+MOST_QUEUES = 32  # kept while they are empty
 FALSE_STARTS = 3  # workers that may die before they begin a task; an honest guess
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
@@ -300,8 +302,10 @@ class Scheduler:
                 parent.children.append(task.id)
             else:
                 parent = self.find(task.parent)
-            if not task.group_id and parent is not None:
-                group = parent.group
+            if parent is not None:
+                task.depth = min(parent.depth + 1, MOST_DEPTH - 1)
+                if not task.group_id:
+                    group = parent.group
         if isinstance(group, Group) and (not group.kind or group.cancel is not None):  # otherwise it is over
             task.group = group
             group.live[task.id] = None
@@ -344,9 +348,11 @@ class Scheduler:
         return task.waiting == 0
 
     def _enqueue(self, task: Task, *, front: bool = False) -> None:
-        key = (task.spec.priority, task.spec.demand)
+        key = (task.spec.priority - task.depth, task.spec.demand)
         queue = self._queues.get(key)
         if queue is None:
+            if len(self._queues) > MOST_QUEUES:  # of other depths, as a rule
+                self._queues = {key: queue for key, queue in self._queues.items() if queue.tasks}
             queue = self._queues[key] = _Queue(*key)
         if front:
             queue.tasks.appendleft(task)

@@ -272,7 +272,10 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
                 print(f"{who} is over: {record['state']}.")
             elif not ("all" in names and record.get("group") and record["state"] not in _FINAL):
                 session.current_client().cancel(record["id"], force=force)
-                print(f"{who}: asked to {how}.")
+                if force and record.get("executor") == "thread":
+                    print(f"{who}: asked to stop; a thread cannot be killed.")
+                else:
+                    print(f"{who}: asked to {how}.")
 
     def _wait(self, names: list[str]) -> None:
         """Blocks until the tasks are over; a KeyboardInterrupt ends the waiting, not the tasks."""
@@ -429,6 +432,8 @@ def _parse(magic: Any, line: str) -> argparse.Namespace | None:
 def _remark(record: dict[str, Any]) -> str:
     if rest := next_attempt(record):
         return f", {rest}"
+    if record["state"] == "cancelling" and record.get("executor") == "thread":
+        return " (a thread: it ends by itself)"
     if record["lingers"]:
         return " (left something running)"
     return " (kept for %tasks debug)" if record["kept"] else ""

@@ -222,11 +222,13 @@ class Packer:
             if isinstance(value, ObjectRef):
                 if value._client is not self._client or value._client.closed:
                     value = self.value_of_old(name, value)
-                elif name not in keep:
-                    deps.append(value.id)
-                    value = Dependency(value.id)
                 else:
-                    pins.append(value.id)
+                    value._client.leaves(value)
+                    if name not in keep:
+                        deps.append(value.id)
+                        value = Dependency(value.id)
+                    else:
+                        pins.append(value.id)
             sent[name] = value
         if deps:
             wire["deps"] = deps
@@ -310,6 +312,7 @@ def _blank_lines(cell: str) -> str:
 def _noting(pins: list[int], views: identity.Views, note_source: Callable[[types.FunctionType], None]) -> Any:
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
+            value._client.leaves(value)
             pins.append(value.id)
             return NotImplemented
         if type(value) is types.FunctionType:

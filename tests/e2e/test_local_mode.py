@@ -1046,3 +1046,60 @@ def test_remote_cells_run_in_the_kernel(tmp_path: Path) -> None:
         assert kernel.processes() == {kernel.pid}
     finally:
         kernel.close()
+
+
+# -- thread tasks -------------------------------------------------------------------------------------------------
+
+
+def test_thread_tasks_share_objects_here_too(local: None) -> None:
+    """Nothing is copied; process tasks get copies of their values."""
+    held: list[int] = []
+
+    @jt.remote(executor="thread")
+    def appends(to: list[int]) -> list[int]:
+        to.append(1)
+        return to
+
+    @jt.remote
+    def changes(to: list[int]) -> list[int]:
+        to.append(2)
+        return to
+
+    ref = appends.remote(held)
+    assert jt.get(ref) is held
+    assert jt.get(changes.remote(ref)) == [1, 2]
+    assert held == [1]
+    assert jt.get(appends.remote(ref)) is held
+    assert held == [1, 1]
+
+
+def test_generators_and_errors_of_thread_tasks(local: None) -> None:
+    lock = threading.Lock()
+
+    @jt.remote(executor="thread")
+    def makes() -> Any:
+        yield lock
+
+    @jt.remote(executor="thread", retry_exceptions=True, max_retries=1)
+    def fails(tries: list[int]) -> None:
+        tries.append(1)
+        raise KeyError("x")
+
+    (item,) = makes.remote()
+    assert jt.get(item) is lock
+    tries: list[int] = []
+    with pytest.raises(KeyError):
+        jt.get(fails.remote(tries))
+    assert tries == [1, 1]
+
+
+def test_a_thread_task_whose_need_has_failed_is_not_run(local: None) -> None:
+    ran: list[int] = []
+
+    @jt.remote
+    def fails() -> None:
+        raise ValueError("root")
+
+    with pytest.raises(ValueError, match="root"):
+        jt.get(jt.remote(executor="thread")(ran.append).remote(fails.remote()))
+    assert ran == []

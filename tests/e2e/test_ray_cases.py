@@ -638,3 +638,22 @@ def test_refs_in_refs_are_kept_to_any_depth() -> None:
     for _ in range(5):
         ref = jt.put([ref])
     assert jt.get(unwrap.remote([ref], 5), timeout=NET) == "core"
+
+
+def test_many_trees_of_tasks_need_few_processes() -> None:
+    """Children go before further roots (Ray's test_fair_queueing, in test_basic_5): otherwise a process for each root."""
+
+    @jt.remote
+    def leaf() -> int:
+        return 1
+
+    @jt.remote
+    def middle() -> int:
+        return int(jt.get(leaf.remote()))
+
+    @jt.remote
+    def root() -> int:
+        return int(jt.get(middle.remote()))
+
+    assert sum(jt.get([root.remote() for _ in range(60)])) == 60
+    assert len(status()["workers"]) <= 12

@@ -805,3 +805,33 @@ def test_close_is_never_asked_for_a_lease_with_work() -> None:
             for close in [i for i in rig.finish(task) if isinstance(i, CloseLease)]:
                 assert not close.lease.packets
     assert big.lease is not None
+
+
+def test_what_running_tasks_have_submitted_comes_first_and_deeper_before_that() -> None:
+    """Or all roots would begin, and wait for their children, before the first child runs: a process for each."""
+    rig = Rig(cpu=1, depth=1)
+    roots = rig.submit(3)
+    rig.start(roots[0])
+    child = rig.submit(parent=roots[0].id, owner=2)
+    rig.event(WaitBegan(roots[0].lease))
+    assert child.lease is not None
+    assert roots[1].lease is None
+    rig.start(child)
+    grandchild = rig.submit(parent=child.id, owner=3)
+    sibling = rig.submit(parent=roots[0].id, owner=2)
+    rig.event(WaitBegan(child.lease))
+    assert grandchild.lease is not None
+    rig.start(grandchild)
+    rig.finish(grandchild)
+    assert (sibling.lease is not None, roots[1].lease) == (True, None)
+
+
+def test_queues_of_many_depths_are_not_kept() -> None:
+    """A long chain of tasks leaves nothing that each dispatch would look at."""
+    rig = Rig(cpu=1)
+    task = rig.running()
+    for _ in range(200):
+        rig.event(WaitBegan(task.lease))
+        task = rig.submit(parent=task.id, owner=2)
+        rig.start(task)
+    assert len(rig.scheduler._queues) < 50
