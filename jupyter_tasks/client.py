@@ -230,6 +230,7 @@ class Client:
         Raises:
             UnserializableError: an argument cannot be sent.
         """
+        bare = options is None
         if self.parent is not None or current_group.get() is not None:
             options = self.belonging(options)
         plain = options is None and not kwargs and num_returns == 1
@@ -247,7 +248,9 @@ class Client:
                 self._send(HEADER.pack(len(body), Kind.TASK, 0, 0, fn, id) + body)
                 return ref
         payload, options = self._packed(args, kwargs, named, options)
-        return self.submit_packed(Kind.TASK, fn, payload, label, _plain_member(options), num_returns)
+        if bare:
+            options = _plain_member(options)
+        return self.submit_packed(Kind.TASK, fn, payload, label, options, num_returns)
 
     def submit_stream(
         self,
@@ -349,7 +352,7 @@ class Client:
         """
         belonging = {**(self.belonging(None) or {}), **({"group": group} if group else {})}
         same: dict[str, Any] | None = None  # options of the call before: most have the very same
-        head, flags = _options_head(_plain_member(belonging))
+        head, flags = _options_head(_plain_member(belonging or None))
         results: list[Any] = []
         refs: list[ObjectRef] = []
         frames: list[bytes] = []
@@ -363,8 +366,8 @@ class Client:
                 for ref in own:
                     self._pending[ref.id] = ref
                 if options is not same:
-                    head, flags = _options_head(_plain_member({**(options or {}), **belonging}))
-                    same = options
+                    whole = _plain_member(belonging or None) if options is None else {**options, **belonging}
+                    (head, flags), same = _options_head(whole), options
                 if payload.fd is None:
                     body = head + payload.head
                     frames.append(HEADER.pack(len(body), Kind.TASK, flags, 0, fn, id) + body)
@@ -1172,8 +1175,8 @@ def read_welcome(sock: socket.socket) -> dict[str, Any]:
 
 
 def _plain_member(options: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A member of a group that is nothing else may share a packet, as a task without options; generators may not."""
-    return {**options, "plain": True} if options is not None and options.keys() == {"group"} else options or None
+    """Of a task that has no options of its own: a member of a group, and nothing else, may share a packet, too."""
+    return {**options, "plain": True} if options is not None and options.keys() == {"group"} else options
 
 
 def _options_head(options: dict[str, Any] | None) -> tuple[bytes, int]:
