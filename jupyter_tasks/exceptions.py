@@ -68,7 +68,8 @@ class TaskCancelledError(JupyterTasksError):
         source: who asked: "user", "timeout", "group", "interrupt", "shutdown", "parent" or "task"
             (the task's own code raised KeyboardInterrupt).
         reason: free text given with the cancel, or "".
-        rung: what ended it: "pending" (it had not started), "interrupt", "terminate" or "kill".
+        rung: what ended it: "pending" (it had not started), "interrupt", "terminate" or "kill"; of a thread task, which
+            ends by itself, "ask" or "interrupt".
         seconds: from the request to the end.
     """
 

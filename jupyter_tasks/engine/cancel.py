@@ -38,7 +38,7 @@ class Cancel:
     Invariant: `rung` never goes down; `climb_at` is None when nothing climbs by itself.
     """
 
-    source: str  # "user", "timeout", "memory", "group", "interrupt", "parent", "shutdown"
+    source: str  # "user", "timeout", "memory", "group", "failure" (fail_fast), "interrupt", "parent"
     reason: str
     asked_at: float  # seconds, the scheduler's clock
     grace: float | None  # seconds from the interrupt to TERMINATE; None or infinity: never by itself
