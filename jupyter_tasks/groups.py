@@ -142,7 +142,7 @@ class TaskGroup:
     def __reduce__(self) -> Any:
         raise TypeError(
             f"TaskGroup {self.name!r} stays where it was made: tasks that its block submits belong to it anyway, "
-            "and so do theirs."
+            "and so do theirs"
         )
 
     # -- for the client and the notebook ------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class TaskGroup:
         else:
             with StopButton(lambda: None) as button:
                 self._wait_with(button, error)
-                self._call_hooks()
+                self._call_hooks(button)
             stopped = KeyboardInterrupt if button.presses else None
         return self._outcome(error, stopped)
 
@@ -329,15 +329,28 @@ class TaskGroup:
     def _ended(self, _: ObjectRef) -> None:
         self._call_hooks()
 
-    def _call_hooks(self) -> list[Any]:
-        """After a cancel. Returns what they returned, for those who can await it."""
+    def _call_hooks(self, button: StopButton | None = None) -> list[Any]:
+        """After a cancel. Returns what they returned, for those who can await it.
+
+        The stop button ends the hook that runs, and the rest go on.
+        """
         hooks, self.on_cancellation = self.on_cancellation, []
         if not hooks or "source" not in self._record():
             return []
         results = []
         for hook in hooks:
             try:
-                results.append(hook(self))
+                try:
+                    if button is not None:
+                        button.raises = True
+                    results.append(hook(self))
+                finally:
+                    if button is not None:
+                        button.raises = False
+            except KeyboardInterrupt:
+                if button is None:
+                    raise
+                button.presses += 1
             except Exception:
                 print(f"TaskGroup {self.name!r}: a hook for its cancellation has failed:", file=sys.stderr)
                 traceback.print_exc()

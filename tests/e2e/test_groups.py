@@ -454,6 +454,23 @@ def test_hooks_are_called_once_in_order_when_all_has_stopped_before_the_block_is
     assert len(seen) == 3
 
 
+def test_the_stop_button_ends_the_hook_that_runs_and_the_rest_go_on(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def hangs(group: jt.TaskGroup) -> None:
+        words.say(tmp_path / "hook")
+        time.sleep(60)
+
+    stop = later(lambda: os.kill(os.getpid(), signal.SIGINT), tmp_path / "hook")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        jt.TaskGroup(on_cancellation=[hangs, lambda group: seen.append("last")]) as g,
+    ):
+        g.cancel()
+    stop.join()
+    assert seen == ["last"]
+
+
 def test_hooks_are_called_for_an_error_in_the_block_and_not_without_a_cancel() -> None:
     seen: list[str] = []
     with jt.TaskGroup(on_cancellation=[lambda group: seen.append("well")]):
