@@ -245,7 +245,7 @@ class TaskGroup:
                     button.raises = False
             except KeyboardInterrupt:
                 button.presses += 1
-        line.clear()
+        line.end()
 
     def _wait_in_worker(self, error: BaseException | None) -> type[BaseException] | None:
         """The same in a task, whose signal is the supervisor's: it means that the task is to stop."""
@@ -438,8 +438,10 @@ class _Line:
         sys.stderr.flush()
         self._length = len(text)
 
-    def clear(self) -> None:
+    def end(self) -> None:
+        """The group is over: the line says how, and stays."""
         if self._length:
+            self.show()
             sys.stderr.write("\n")
             sys.stderr.flush()
 

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -595,6 +596,34 @@ def test_a_group_whose_session_ends_raises_and_says_why(tmp_path: Path) -> None:
         jt.shutdown()
     assert group.state == "cancelled"
     assert group.tasks == []
+
+
+# -- what it shows ------------------------------------------------------------------------------------------------
+
+
+def test_in_a_terminal_one_line_tells_how_far_it_is() -> None:
+    """In a program; a notebook has a board for that, and a file is not written full."""
+    program = (
+        "import jupyter_tasks as jt, time\n"
+        "@jt.remote\ndef f(i):\n    time.sleep(1.2 * i)\n    return i\n"
+        "with jt.TaskGroup('sweep'):\n    [f.remote(i) for i in (0, 1)]\n"
+    )
+    for is_terminal in (True, False):
+        ours, theirs = os.openpty() if is_terminal else os.pipe()
+        with subprocess.Popen([sys.executable, "-c", program], stderr=theirs) as running:
+            os.close(theirs)
+            text = b""
+            try:
+                while piece := os.read(ours, 1000):
+                    text += piece
+            except OSError:
+                pass  # so a pseudo terminal ends
+            running.wait(NET * 6)
+        os.close(ours)
+        shown = [line.strip() for line in text.decode().replace("\n", "\r").split("\r") if line.strip()]
+        assert not is_terminal or "sweep: 1 of 2 done, 1 running" in shown, shown
+        assert not is_terminal or shown[-1] == "sweep: 2 of 2 done", shown
+        assert is_terminal or not shown
 
 
 # -- stories ------------------------------------------------------------------------------------------------------
