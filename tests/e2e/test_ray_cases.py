@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -567,7 +568,7 @@ def test_options_of_rays_are_refused_with_what_to_do(option: str) -> None:
     """test_basic.py::test_invalid_arguments: in the decorator and in options(); an option of nobody's is refused, too."""
     with pytest.raises(TypeError, match=rf"no option '{option}'. (Leave it out|It is|All)") as caught:
         jt.remote(**{option: 1})
-    assert "Options are: grace, max_retries" in str(caught.value)
+    assert re.search(r"Options are: .*grace, .*max_retries", str(caught.value))
     with pytest.raises(TypeError, match=f"no option '{option}'"):
         jt.remote(abs).options(**{option: None})
     with pytest.raises(TypeError, match="Unknown option 'nobodys'"):

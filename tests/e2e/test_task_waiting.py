@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 import words
-from conftest import session_is_up, status, wait_until
+from conftest import status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks import client as client_module
@@ -425,11 +425,12 @@ def test_when_the_session_ends_all_refs_come_at_once(tmp_path: Path) -> None:
     coming = jt.as_completed(refs)
     words.say(tmp_path / "1")
     assert next(coming) is refs[1]
-    threading.Timer(0.05, jt.shutdown).start()
+    ending = threading.Timer(0.05, jt.shutdown)
+    ending.start()
     assert set(coming) == {refs[0], refs[2]}
     with pytest.raises(ObjectLostError):
         jt.get(refs[0])
-    wait_until(lambda: not session_is_up(), "the session has ended")
+    ending.join()
 
 
 # -- await and futures --------------------------------------------------------------------------------------------------
