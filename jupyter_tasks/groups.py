@@ -11,10 +11,11 @@ submits, also in coroutines that it starts, but not in threads that it starts by
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jupyter_tasks import exceptions, session
 from jupyter_tasks.refs import ObjectRef, current_group
 from jupyter_tasks.stopbutton import StopButton
-from jupyter_tasks.wire.frames import Kind, from_json
+from jupyter_tasks.wire.frames import Kind, frame, from_json
 from jupyter_tasks.worker import context
 
 if TYPE_CHECKING:
@@ -200,6 +201,21 @@ class TaskGroup:
             client.when_final(self._ref, self._ended)
         for hook in _on_made:
             hook(self)
+
+    @contextlib.contextmanager
+    def open_for_more(self) -> Iterator[bool]:
+        """In this `with`, a group that `make(auto=True)` has made is not over. False: it is over already."""
+        ref = self._end
+        client = ref._client
+        if client.closed or ref._kind or client.settings.get("local_mode"):  # here its members are over at once
+            yield False
+            return
+        kept = bool(client.request("groups", id=ref.id, keep=True))
+        try:
+            yield kept
+        finally:
+            if kept and not client.closed:
+                client.say(frame(Kind.GROUP_COMPLETE, ref.id))
 
     def close(self, error: BaseException | None = None) -> None:
         """Nothing more is submitted to what `make` has made. Does not wait; with an error the members are cancelled."""

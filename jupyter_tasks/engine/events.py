@@ -42,6 +42,7 @@ __all__ = [
     "GiveRoom",
     "Gone",
     "GroupClosed",
+    "GroupKept",
     "GroupMade",
     "GroupTold",
     "Held",
@@ -403,6 +404,13 @@ class GroupClosed(NamedTuple):
     id: int
 
 
+class GroupKept(NamedTuple):
+    """Of a group without a block: a member is about to come, so it is not over; or that has come."""
+
+    id: int
+    kept: bool
+
+
 class ThreadsOffered(NamedTuple):
     """A client runs so many thread tasks at a time."""
 
@@ -489,6 +497,7 @@ Event: TypeAlias = (
     | CancelAsked
     | GroupMade
     | GroupClosed
+    | GroupKept
     | ThreadsOffered
     | Uploaded
     | TooMuchMemory

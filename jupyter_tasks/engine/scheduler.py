@@ -49,6 +49,7 @@ from jupyter_tasks.engine.events import (
     GiveRoom,
     Gone,
     GroupClosed,
+    GroupKept,
     GroupMade,
     GroupTold,
     Held,
@@ -174,6 +175,7 @@ class Scheduler:
             CancelAsked: self._cancel_asked,
             GroupMade: self._group_made,
             GroupClosed: self._group_closed,
+            GroupKept: self._group_kept,
             ThreadsOffered: self._threads_offered,
             Uploaded: self._uploaded,
             TooMuchMemory: self._too_much_memory,
@@ -1355,6 +1357,12 @@ class Scheduler:
         group = self.groups.get(event.id)
         if group is not None:
             group.closed = True
+            self._end_if_over(group, now)
+
+    def _group_kept(self, event: GroupKept, now: float) -> None:
+        group = self.groups.get(event.id)
+        if group is not None:
+            group.auto = not event.kept
             self._end_if_over(group, now)
 
     def _members_ended(self, now: float) -> None:

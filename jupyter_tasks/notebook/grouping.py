@@ -6,9 +6,10 @@ the main thread's.
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -88,19 +89,28 @@ class Groups:
                 f"Choose another name, or del {name} first."
             )
 
-    def of_cell(self, name: str, client: Client) -> TaskGroup:
-        """The group that this variable holds; a new one, bound to it, if there is none or it is over."""
+    @contextlib.contextmanager
+    def of_cell(self, name: str | None, client: Client) -> Iterator[int]:
+        """The id of the group that this variable holds, for a cell that is launched in this `with`; 0 for no name.
+
+        A new group, bound to the variable, if there is none or it is over.
+        """
+        if name is None:
+            yield 0
+            return
         held = self._ip.user_ns.get(name)
-        if isinstance(held, TaskGroup):
-            if held.id == 0:
-                held.make(auto=True)
-                return held
-            if held.ref._client is client and not held.is_left and held.state not in FINAL_STATES:
-                return held
-        group = TaskGroup(name)
+        if isinstance(held, TaskGroup) and held.id and held.ref._client is client and not held.is_left:
+            if not held.auto and held.state not in FINAL_STATES:  # its block is open in another thread
+                yield held.id
+                return
+            with held.open_for_more() as is_open:
+                if is_open:
+                    yield held.id
+                    return
+        group = held if isinstance(held, TaskGroup) and not held.id else TaskGroup(name)
         group.make(auto=True)
         self._ip.user_ns[name] = group
-        return group
+        yield group.id
 
 
 class _Shown:

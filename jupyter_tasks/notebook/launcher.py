@@ -154,9 +154,8 @@ class Launcher:
         if options.replace:
             for launched in self._earlier_runs(options.name):
                 client.cancel(launched.ref.id, reason="replaced by a new run")
-        if options.group is not None:
-            wire["group"] = self._groups.of_cell(options.group, client).id
-        self._run(client, payload, wire, label, outs, options, sent)
+        with self._groups.of_cell(options.group, client) as wire["group"]:
+            self._run(client, payload, wire, label, outs, options, sent)
 
     def _run_in_place(
         self,
@@ -179,20 +178,21 @@ class Launcher:
             if isinstance(value, ObjectRef) and value._client is not client:
                 taken[name] = self._packer.value_of_old(name, value)
         try:
-            refs, outcome = launch_in_place(
-                self._ip,
-                client,
-                cell,
-                taken,
-                first_line,
-                cell_number(self._ip),
-                label=label,
-                outs=[] if star else list(outs),
-                keeps_value=bool(options.name),
-                refs_only=names.refs_only.union(options.refs or ()),
-                at_home=names.mutates if star else None,
-                group=self._groups.of_cell(options.group, client).id if options.group is not None else 0,
-            )
+            with self._groups.of_cell(options.group, client) as group:
+                refs, outcome = launch_in_place(
+                    self._ip,
+                    client,
+                    cell,
+                    taken,
+                    first_line,
+                    cell_number(self._ip),
+                    label=label,
+                    outs=[] if star else list(outs),
+                    keeps_value=bool(options.name),
+                    refs_only=names.refs_only.union(options.refs or ()),
+                    at_home=names.mutates if star else None,
+                    group=group,
+                )
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None
         launched = _Launched(label, options.name, refs[0], refs, self._screen.here(), None)

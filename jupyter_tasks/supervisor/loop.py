@@ -39,6 +39,7 @@ from jupyter_tasks.engine.events import (
     Fetched,
     GiveRoom,
     GroupClosed,
+    GroupKept,
     GroupMade,
     GroupTold,
     Held,
@@ -556,6 +557,8 @@ class Supervisor:
                 _close_all(fds)  # of a task that is over
         elif kind == Kind.GROUP:
             self._events.append(self._group(client, id, from_json(body)) if body else GroupClosed(id))
+        elif kind == Kind.GROUP_COMPLETE:
+            self._events.append(GroupKept(id, False))
         elif kind == Kind.REQUEST:
             self._pump()  # an answer must not be older than what the same client said before
             question = from_json(body)
@@ -909,6 +912,10 @@ class Supervisor:
         group = scheduler.objects.get(question["id"])
         if not isinstance(group, Group):
             return None
+        if question.get("keep"):
+            self._events.append(GroupKept(group.id, True))
+            self._pump()
+            return not group.kind
         members = [self._record(task) for task in scheduler.tasks() if _is_in(task, group)]
         return {**self._group_record(group), "tasks": members}
 

@@ -88,6 +88,7 @@ class Kind:
     YIELD = 26       # W->S: the generator task `id` has made an item (body: a value as in RESULT)
     ITEM = 27        # S->C: which is now object `id` (body: ITEM_OF, then the value; Flag.BIG as for RESULT)
     TAKEN = 28       # C->S: of the items of task `id`, `fn` were taken; ALL_TAKEN: nobody will take any more
+    GROUP_COMPLETE = 29  # C->S: a group without a block, kept open for a member that was to come, has it
     GROUP = 30       # C->S: object `id` is a group of tasks (body: JSON); with no body: its block was left
     # fmt: on
 

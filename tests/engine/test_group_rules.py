@@ -13,6 +13,7 @@ from jupyter_tasks.engine.events import (
     Cancel,
     ClientGone,
     GroupClosed,
+    GroupKept,
     GroupMade,
     GroupTold,
     Interrupt,
@@ -428,6 +429,20 @@ def test_a_group_without_a_block_is_over_when_its_members_are(rig: GroupRig) -> 
     assert group.state == "running"
     rig.finish(rig.running_member(group))
     assert group.state == "completed"
+
+
+def test_a_group_without_a_block_is_kept_open_for_a_member_that_is_about_to_come(rig: GroupRig) -> None:
+    """Or the member would find it over, and run outside of it."""
+    group = rig.group(auto=True)
+    first = rig.running_member(group)
+    rig.event(GroupKept(group.id, True))
+    rig.finish(first)
+    assert group.state == "running"
+    second = rig.running_member(group)
+    rig.event(GroupKept(group.id, False))
+    assert group.state == "running"
+    rig.finish(second)
+    assert (group.state, group.submitted) == ("completed", 2)
 
 
 @pytest.mark.parametrize("how", ["released", "gone"])
