@@ -6,7 +6,7 @@ starts, and what became of it, is the supervisor's word like everybody's (`backe
 A thread cannot be killed. A cancel sets the flag that `is_canceled()` reads, and `get` raises when the function ends,
 whatever it returns. With `interruptible=True` its code also gets a KeyboardInterrupt, by CPython's
 PyThreadState_SetAsyncExc: between two lines of Python code, so not while a system call or C code lasts, and perhaps in
-the midst of a `finally`. One that comes late is taken back: it hits this task or nothing.
+the midst of a `finally`. One that comes late is caught where the task ends: it hits this task or nothing.
 
 Threads: `submit` and `share` any; `begin` and `stop` the client's event thread; each task has a thread of its own.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["THREADS", "ThreadHost"]
 
+CHECKS = 10  # turns of a loop, each of which looks for an interrupt; one would do
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # at a time; as concurrent.futures.ThreadPoolExecutor has it
 
 
@@ -89,22 +90,21 @@ class _Call:
                 _raise_in(self.thread, KeyboardInterrupt)
 
     def end(self) -> None:
-        """Its code is over: nothing is raised in this thread any more."""
-        while True:
-            try:
-                with self._lock:
-                    if self.thread:
-                        _raise_in(self.thread, None)
-                        self.thread = 0
-                return
-            except KeyboardInterrupt:
-                pass  # the one that came last
+        """Its code is over. When this returns, nothing is raised in this thread any more."""
+        with self._lock:
+            self.thread = 0
+        for _ in range(CHECKS):  # one that was on its way is raised here
+            pass
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Sets, or takes back, what the thread raises at its next byte code. Only CPython can; elsewhere: nothing."""
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """What the thread raises at its next byte code. Only CPython can; elsewhere nothing happens.
+
+    It is never taken back: CPython 3.11 would look for it before every further byte code of every thread, and hang in
+    a function that is profiled (measured).
+    """
     with contextlib.suppress(AttributeError):
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 class ThreadHost:
@@ -195,19 +195,28 @@ class ThreadHost:
     # -- a task's thread ----------------------------------------------------------------------------------------
 
     def _run(self, call: _Call) -> None:
-        id = call.task_id
-        if not call.begin():
-            self._say(Kind.INTERRUPTED, id, flags=Flag.SKIPPED)
-            return
+        begun = False
         values: list[Any] = []
         error: BaseException | None = None
+        # An interrupt may come behind the code's end, until `end` has returned. Three in these microseconds cannot.
         try:
-            self._say(Kind.STARTED, id, to_json({"started_ns": time.monotonic_ns()}))
-            values = call.context.copy().run(self._call, call)
-        except BaseException as raised:
-            error = raised
-        call.end()
-        self._tell(call, values, error)
+            try:
+                try:
+                    begun = call.begin()
+                    if begun:
+                        self._say(Kind.STARTED, call.task_id, to_json({"started_ns": time.monotonic_ns()}))
+                        values = call.context.copy().run(self._call, call)
+                except BaseException as raised:
+                    error = raised
+                call.end()
+            except KeyboardInterrupt:
+                call.end()
+        except KeyboardInterrupt:
+            call.end()
+        if begun:
+            self._tell(call, values, error)
+        else:
+            self._say(Kind.INTERRUPTED, call.task_id, flags=Flag.SKIPPED)
 
     def _call(self, call: _Call) -> list[Any]:
         """The user's code, in its own context. Returns the values of the task's refs."""

@@ -405,6 +405,21 @@ def test_cancels_at_any_moment_hit_their_task_or_nothing() -> None:
     assert jt.get(same.remote("well")) == "well"
 
 
+def test_interrupts_leave_the_interpreter_as_it_was() -> None:
+    """Taken back, one makes CPython 3.11 look for it for ever, and a profiled function hang; so none is taken back."""
+    program = (
+        "import jupyter_tasks as jt, sys, time\n"
+        "@jt.remote(executor='thread', interruptible=True)\ndef short(n):\n    return sum(range(n))\n"
+        "for i in range(200):\n"
+        "    ref = short.remote(i); time.sleep(i % 7 / 5000); jt.cancel(ref); jt.wait([ref])\n"
+        "jt.shutdown()\n"
+        "called = []\nsys.setprofile(lambda *_: called.append(1))\n(lambda: None)()\nsys.setprofile(None)\n"
+        "print(len(called) > 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_a_timeout_is_a_deadline_for_what_it_returns(tmp_path: Path) -> None:
     gate = Gate()
     ref = jt.remote(executor="thread", timeout=0.01)(gate).remote()
