@@ -710,7 +710,11 @@ class Scheduler:
             if task is None:
                 entry = objects.get(end.id)
                 if entry is not None and entry.kind == 0 and type(entry) is Entry:
-                    self._settle_return(entry, end, told, now)  # a further return value of a task that goes on
+                    of = self.task_of(end.id)
+                    if of is None or not _ends_cancelled(of):
+                        self._settle_return(entry, end, told, now)  # a further return value of a task that goes on
+                    elif end.fds:
+                        self._out.append(Drop(end.fds))
                     continue
                 # Final already: the answer to its cancel overtook this word (the worker skipped it), or it was
                 # killed with this on its way. Either way the lease is rid of it.
@@ -720,7 +724,9 @@ class Scheduler:
                     self._out.append(Drop(end.fds))
                 continue
             self._out_of_packet(lease, end.id)
-            if end.kind == Kind.INTERRUPTED:
+            if end.kind == Kind.INTERRUPTED or (task.cancel is not None and _ends_cancelled(task)):
+                if end.fds:
+                    self._out.append(Drop(end.fds))
                 if end.id in lease.ghosts:
                     lease.ghosts.discard(end.id)  # passed over, as it should be: it runs elsewhere
                 else:
@@ -1595,6 +1601,11 @@ class Scheduler:
         self.history.clear()
         self.history.extend(kept)
         return before - len(kept)
+
+
+def _ends_cancelled(task: Task) -> bool:
+    """A thread that was asked to stop cannot be made to: whatever it returns, it is cancelled when it ends."""
+    return task.spec.thread and task.state is State.CANCELLING
 
 
 def _pieces(total: int) -> list[int]:
