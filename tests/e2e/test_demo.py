@@ -197,7 +197,7 @@ def test_the_snippets_of_the_readme_run(tmp_path: Path) -> None:
 
     assert process.returncode == 0, process.stderr
     told = re.findall(r"^  (\w+) +(\w+) +\d+\.\d$", process.stdout, re.MULTILINE)
-    assert told == [("train", "completed"), ("exam", "completed")] + 10 * [("area", "completed")]
+    assert told == [("train", "completed"), ("exam", "completed")] + 110 * [("area", "completed")]
 
 
 # -- when it goes wrong -------------------------------------------------------------------------------------------
