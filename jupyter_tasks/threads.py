@@ -6,7 +6,8 @@ starts, and what became of it, is the supervisor's word like everybody's (`backe
 A thread cannot be killed. A cancel sets the flag that `is_canceled()` reads, and `get` raises when the function ends,
 whatever it returns. With `interruptible=True` its code also gets a KeyboardInterrupt, by CPython's
 PyThreadState_SetAsyncExc: between two lines of Python code, so not while a system call or C code lasts, and perhaps in
-the midst of a `finally`. One that comes late is caught where the task ends: it hits this task or nothing.
+the midst of a `finally`. In an import, a finalizer or an event loop's own code, where it would break things, it waits.
+One that comes late is caught where the task ends: it hits this task or nothing.
 
 Threads: `submit` and `share` any; `begin` and `stop` the client's event thread; each task has a thread of its own.
 """
@@ -19,16 +20,18 @@ import ctypes
 import functools
 import inspect
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jupyter_tasks.refs import ObjectRef
+from jupyter_tasks.exceptions import ObjectLostError, UnserializableError
+from jupyter_tasks.refs import THREAD_PREFIX, ObjectRef
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import Flag, Kind, frame, to_json
-from jupyter_tasks.worker import context
+from jupyter_tasks.worker import context, execution, interrupt, items  # now: an import must not be interrupted
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
@@ -77,17 +80,31 @@ class _Call:
     def begin(self) -> bool:
         """Its thread is there. False: it was asked to stop before."""
         with self._lock:
-            if self._asked:
-                return False
-            self.thread = threading.get_ident()
-            return True
+            if not self._asked:
+                self.thread = threading.get_ident()
+            return not self._asked
 
     def ask(self) -> None:
         """Sets the flag; raises KeyboardInterrupt in its code if it wants that. May be called again."""
+        self._asked = True
+        if self.options.get("interruptible") and not self._interrupt():
+            threading.Thread(target=self._insist, name=f"{THREAD_PREFIX}interrupt", daemon=True).start()
+
+    def _interrupt(self) -> bool:
+        """False: now it would vanish, or do harm. A thread cannot be replaced, so no import is cut in two, either."""
         with self._lock:
-            self._asked = True
-            if self.thread and self.options.get("interruptible"):
+            frame = sys._current_frames().get(self.thread) if self.thread else None
+            if frame is not None:
+                if any(interrupt.look_at(frame)):
+                    return False
                 _raise_in(self.thread, KeyboardInterrupt)
+            return True
+
+    def _insist(self) -> None:
+        delay = interrupt.AGAIN_FIRST
+        while not self._interrupt():
+            time.sleep(delay)
+            delay = min(2 * delay, interrupt.AGAIN_MOST)
 
     def end(self) -> None:
         """Its code is over. When this returns, nothing is raised in this thread any more."""
@@ -220,8 +237,6 @@ class ThreadHost:
 
     def _call(self, call: _Call) -> list[Any]:
         """The user's code, in its own context. Returns the values of the task's refs."""
-        from jupyter_tasks.worker import items
-
         context.thread_call.set(call)
         args = tuple(self._resolved(arg) for arg in call.args)
         kwargs = {name: self._resolved(arg) for name, arg in call.kwargs.items()}
@@ -246,8 +261,6 @@ class ThreadHost:
 
     def _tell(self, call: _Call, values: list[Any], error: BaseException | None) -> None:
         """How it ended. A task that was asked to stop is cancelled, whatever it returns."""
-        from jupyter_tasks.worker import execution  # an error is told as a worker tells it
-
         id = call.task_id
         if call.is_canceled() or isinstance(error, KeyboardInterrupt):
             self._say(Kind.INTERRUPTED, id)
@@ -294,8 +307,6 @@ class ThreadHost:
 
     def _say(self, kind: int, id: int, body: bytes = b"", *, flags: int = 0, place: int = 0) -> None:
         """A word about a task; about one of its refs with a `place`. Nothing once the supervisor has gone."""
-        from jupyter_tasks.exceptions import ObjectLostError
-
         with contextlib.suppress(ObjectLostError):
             self._client.say(frame(kind, place or id, body, flags=flags, fn=id))
 
@@ -348,8 +359,6 @@ class _Unsendable:
 
 
 def _refuse(why: str) -> Any:
-    from jupyter_tasks.exceptions import UnserializableError
-
     raise UnserializableError(f"The result of a thread task stays in the process that made it: {why}")
 
 

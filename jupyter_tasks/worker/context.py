@@ -86,6 +86,11 @@ def client_of_worker() -> Client:
         return _client
 
 
+def has_client() -> bool:
+    """Tasks of this worker have used its connection."""
+    return _client is not None
+
+
 def forget_client() -> Client | None:
     """In a forked child: the connection is the parent's. Returns it, for closing its descriptors."""
     global _client

@@ -14,6 +14,7 @@ import contextlib
 import faulthandler
 import fcntl
 import functools
+import gc
 import inspect
 import json
 import linecache
@@ -265,6 +266,7 @@ class _Worker:
             self._drop_values()
         self.streams.wait_until_read()
         left_over = self._leaves_something()
+        interrupted = ends is None
         if ends is None:
             self._failure = None
             tainted = Flag.TAINTED if left_over or guard.tainted else 0
@@ -288,6 +290,8 @@ class _Worker:
             self._flush(fds)
         if self._cleanup is not None and not self._left_over and self._kept is None:
             self._clean_up()
+        if interrupted and context.has_client():
+            gc.collect()  # an interrupt and its frames may hold each other, and refs with them
 
     def _debug(self, id: int) -> None:
         """Opens the frames of the failed task in a debugger, and tells when that is over."""

@@ -22,14 +22,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from types import CodeType, FrameType
 from typing import Any
 
 from jupyter_tasks.wire import page as layout
 from jupyter_tasks.wire.page import Page
 
-__all__ = ["Guard"]
+__all__ = ["AGAIN_FIRST", "AGAIN_MOST", "Guard", "look_at"]
 
 AGAIN_FIRST = 0.001  # seconds until a deferred interrupt is tried again; doubles up to
 AGAIN_MOST = 0.05
@@ -136,29 +136,16 @@ class Guard:
         if not self.in_user_code or self.current not in self._asked or frame is None:
             self._late = self.current in self._asked
             return  # for a task that has ended, or one that has not begun and will be skipped
-        if frame.f_code in self._own_code or _is_event_loop(frame.f_code) or self._would_vanish(frame):
+        if frame.f_code in self._own_code:
             self._come_back()
             return
+        does_harm, importing = look_at(frame, self._own_code)
+        if does_harm:
+            self._come_back()
+            return
+        self.tainted = self.tainted or importing
         self._delay = AGAIN_FIRST
         raise KeyboardInterrupt
-
-    def _would_vanish(self, frame: FrameType) -> bool:
-        """True under a finalizer or weakref callback. Notes on the way whether an import is cut in two."""
-        importing = False
-        looking: FrameType | None = frame
-        for _ in range(FRAMES_LOOKED_AT):
-            if looking is None or looking.f_code in self._own_code:
-                break
-            code = looking.f_code
-            if code.co_name == "__del__" or code.co_filename.endswith(_SWALLOWING_FILES):
-                return True
-            if code.co_filename.startswith("<frozen importlib"):
-                if code.co_name == "cb":  # the weakref callback of a module lock
-                    return True
-                importing = True
-            looking = looking.f_back
-        self.tainted = self.tainted or importing
-        return False
 
     def _come_back(self) -> None:
         """Sends the signal once more, a moment later, from a thread that lives just for that."""
@@ -171,6 +158,32 @@ class Guard:
             self._come_back()
             return
         sys.__unraisablehook__(unraisable)
+
+
+def look_at(frame: FrameType, own_code: Set[CodeType] = frozenset()) -> tuple[bool, bool]:
+    """What an interrupt would do in this frame: whether it would vanish or do harm; whether it cuts an import in two.
+
+    It vanishes in a finalizer or weakref callback; see `_is_event_loop` for the harm. Any thread's frame.
+
+    Args:
+        own_code: what has called the user's code: not looked at, nor what is above it.
+    """
+    if _is_event_loop(frame.f_code):
+        return True, False
+    importing = False
+    looking: FrameType | None = frame
+    for _ in range(FRAMES_LOOKED_AT):
+        if looking is None or looking.f_code in own_code:
+            break
+        code = looking.f_code
+        if code.co_name == "__del__" or code.co_filename.endswith(_SWALLOWING_FILES):
+            return True, importing
+        if code.co_filename.startswith("<frozen importlib"):
+            if code.co_name == "cb":  # the weakref callback of a module lock
+                return True, importing
+            importing = True
+        looking = looking.f_back
+    return False, importing
 
 
 def _is_event_loop(code: CodeType) -> bool:
