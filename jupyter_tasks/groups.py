@@ -16,9 +16,8 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks import exceptions, session
 from jupyter_tasks.refs import ObjectRef, current_group
@@ -88,7 +87,7 @@ class TaskGroup:
                 raise TypeError(f"on_cancellation takes functions that are called with the group, not {hook!r}.")
         self._ref: ObjectRef | None = None  # final when the group is
         self._outer: TaskGroup | None = None
-        self._token: Token[Any] | None = None
+        self._entered = False
         self._left = False  # the block is over
         self.auto = False  # it has no block, and is over when its members are
         self._cancel_at_once: dict[str, Any] | None = None  # asked for before there was something to cancel
@@ -132,7 +131,7 @@ class TaskGroup:
 
         Raises nothing for members that failed. Inside the group's own block it would wait for itself: RuntimeError.
         """
-        if self._ref is None or (self._token is not None and not self._left):
+        if self._ref is None or (self._entered and not self._left):
             raise RuntimeError(f"TaskGroup {self.name!r}: its block has not been left; wait for its members instead.")
         return self._ref._client.wait([self._ref], None, timeout)
 
@@ -227,7 +226,8 @@ class TaskGroup:
         if self._ref is not None:
             raise RuntimeError(f"TaskGroup {self.name!r} was used before; make another one for another block.")
         self.make()
-        self._token = current_group.set(self)
+        current_group.set(self)
+        self._entered = True
         return self
 
     def __exit__(
@@ -313,8 +313,8 @@ class TaskGroup:
         """Out of the block; may be interrupted anywhere, and called again."""
         if self._left:
             return
-        if self._token is not None and current_group.get() is self:
-            current_group.set(self._outer)  # not `reset`: an async block may be left in another context
+        if current_group.get() is self:
+            current_group.set(self._outer)  # no token: an async block may be left in another context
         if error is not None and not self._end.is_final:
             is_stop = isinstance(error, KeyboardInterrupt)
             what = "" if is_stop else f"{type(error).__name__} in its block"
@@ -432,7 +432,7 @@ class TaskGroup:
         raise AssertionError("a task that failed has a value")
 
 
-def _is_cancel_of_ours(error: BaseException, record: dict[str, Any]) -> Literal[True, False]:
+def _is_cancel_of_ours(error: BaseException, record: dict[str, Any]) -> bool:
     """The group was cancelled, and what ended the block is a member that says so."""
     return isinstance(error, exceptions.TaskCancelledError) and error.source == "group" and "source" in record
 

@@ -495,14 +495,11 @@ class Supervisor:
         base = self._functions[fn][2] if fn else _FUNCTION if "threads" in options else _CELL
         spec = _spec(options, base) if not _SPEC_FIELDS.isdisjoint(options) else base
         if "threads" in options:
-            self._events.append(ThreadsOffered(client.id, options["threads"]))
-            slot = (thread_slots(client.id), CPU_UNITS)
-            spec = dataclasses.replace(
-                *(spec,),
-                thread=True,
-                interruptible=options.get("interruptible", False),
-                demand=tuple(sorted((*spec.demand, slot))),
-            )
+            slot = thread_slots(client.id)
+            if slot not in self._scheduler.total:
+                self._events.append(ThreadsOffered(client.id, options["threads"]))
+            changes = {"thread": True, "interruptible": options.get("interruptible", False)}
+            spec = dataclasses.replace(spec, demand=tuple(sorted((*spec.demand, (slot, CPU_UNITS)))), **changes)
         task = Task(id, client.id, fn, spec, call, False)
         task.deps = tuple(options.get("deps", ()))
         task.pins = tuple(options.get("pins", ()))
