@@ -176,9 +176,7 @@ class Client:
         self._pending: dict[int, ObjectRef] = {}
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
-        self._waiters_lock = (
-            threading.RLock()
-        )  # a finalizer may ask for a callback in the midst of another one's asking
+        self._waiters_lock = threading.RLock()  # again by a finalizer, in the midst of another's call
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
         self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
         self._streams: dict[int, GeneratorNote] = {}  # one for each generator whose task is not over, by its id

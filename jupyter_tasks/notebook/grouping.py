@@ -7,12 +7,9 @@ the main thread's.
 from __future__ import annotations
 
 import contextlib
-import keyword
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-from IPython.core.error import UsageError
 
 from jupyter_tasks import exceptions, groups
 from jupyter_tasks.client import Client
@@ -73,21 +70,6 @@ class Groups:
             open_ones[0]._client.wait(open_ones, None, MOMENT)
 
     # -- --group ----------------------------------------------------------------------------------------------
-
-    def check(self, name: str, taken: Sequence[str | None]) -> None:
-        """Raises UsageError if `--group` cannot have this name; `taken` are the cell's other names."""
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise UsageError(f"%%remote: --group {name!r} is not a name. It is a variable's name, as in --group sweep.")
-        if name == "all":
-            raise UsageError("%%remote: --group 'all' means all tasks in %tasks; choose another name.")
-        if name in taken:
-            raise UsageError(f"%%remote: {name!r} is both the group's name and one of the cell; choose another.")
-        held = self._ip.user_ns.get(name)
-        if name in self._ip.user_ns and not isinstance(held, TaskGroup):
-            raise UsageError(
-                f"%%remote: {name!r} holds a {type(held).__name__}; the group would replace it. "
-                f"Choose another name, or del {name} first."
-            )
 
     @contextlib.contextmanager
     def of_cell(self, name: str | None, client: Client) -> Iterator[int]:

@@ -6,7 +6,6 @@ Everything here runs in the notebook's main thread, except the sinks, which the 
 from __future__ import annotations
 
 import contextlib
-import keyword
 import queue
 import sys
 import sysconfig
@@ -20,11 +19,13 @@ from IPython.core.error import UsageError
 from jupyter_tasks import exceptions, session
 from jupyter_tasks.client import Client
 from jupyter_tasks.functions import check_demand
+from jupyter_tasks.groups import TaskGroup
 from jupyter_tasks.notebook import capture
 from jupyter_tasks.notebook.board import FINAL_STATES, Board, strip_ansi
 from jupyter_tasks.notebook.errors import as_in_the_kernel, error_of, has_group, hint_for, shown_as
 from jupyter_tasks.notebook.feed import Feed
 from jupyter_tasks.notebook.grouping import Groups
+from jupyter_tasks.notebook.names import check_name
 from jupyter_tasks.notebook.output import NO_OUTPUT, Place, Router, Screen
 from jupyter_tasks.notebook.parcel import CellOptions, Packer, cell_number
 from jupyter_tasks.notebook.waiting import (
@@ -43,7 +44,6 @@ from jupyter_tasks.wire.frames import Kind, show_id
 
 __all__ = ["Launcher"]
 
-_RESERVED = frozenset({"all"})  # `%tasks cancel all`
 MOST_LINE = 200  # characters of an error in the headline
 MOST_NOTED = 5  # names that one line of a message lists
 LOOK_AGAIN = 0.5  # seconds between looks, while somebody debugs, at whether the supervisor is still there
@@ -134,9 +134,13 @@ class Launcher:
         """
         names = self._packer.analyse(cell, first_line)
         outs = self._outs(options, names)
-        self._check_name(options.name, outs)
+        namespace = self._ip.user_ns
+        if options.name is not None:
+            check_name(options.name, namespace, outs, ObjectRef, of="task", option="NAME", example="%%remote train")
         if options.group is not None:
-            self._groups.check(options.group, [options.name, *outs])
+            others = [options.name or "", *outs]
+            sweep = "--group sweep"
+            check_name(options.group, namespace, others, TaskGroup, of="group", option="--group", example=sweep)
         taken = self._packer.captured(options, names)
         label = options.name or f"cell {cell_number(self._ip)}"
         client = self._started()
@@ -215,22 +219,6 @@ class Launcher:
         if options.outs == "*" and not options.wait:
             return sorted(names.writes - names.deletes)
         return options.outs or []
-
-    def _check_name(self, name: str | None, outs: list[str] | str) -> None:
-        if name is None:
-            return
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise UsageError(f"%%remote: {name!r} is not a name. NAME is a Python identifier, as in %%remote train.")
-        if name in _RESERVED:
-            raise UsageError(f"%%remote: {name!r} means all tasks in %tasks; choose another name.")
-        if name in outs:
-            raise UsageError(f"%%remote: {name!r} is both the task's name and a name after -o; choose another.")
-        held = self._ip.user_ns.get(name)
-        if name in self._ip.user_ns and not isinstance(held, ObjectRef):
-            raise UsageError(
-                f"%%remote: {name!r} holds a {type(held).__name__}; the task would replace it. "
-                f"Choose another name, or del {name} first."
-            )
 
     def _wire_options(self, options: CellOptions, outs: list[str] | str, label: str, first_line: str) -> dict[str, Any]:
         star = outs == "*"

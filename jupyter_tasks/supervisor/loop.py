@@ -101,10 +101,10 @@ MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at
 LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
 LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
 
-_SPEC_FIELDS = frozenset(
-    {"name", "kind", "cpus", "gpus", "resources", "timeout", "grace", "memory", "max_retries", "num_returns"}
-    | {"announce", "retry_delay", "retry_backoff"}
+_SPEC_AS_IT_IS = frozenset(
+    {"name", "kind", "timeout", "grace", "memory", "max_retries", "num_returns", "retry_delay", "retry_backoff"}
 )
+_SPEC_FIELDS = _SPEC_AS_IT_IS | {"cpus", "gpus", "resources", "announce", "generator"}
 
 
 class _Client:
@@ -1051,14 +1051,7 @@ _CELL = TaskSpec(name="cell", kind="cell", max_retries=0, watched=True)
 
 def _spec(options: dict[str, Any], base: TaskSpec) -> TaskSpec:
     """The options of a frame, on top of what holds without them."""
-    changes: dict[str, Any] = {
-        key: options[key]
-        for key in (
-            *("name", "kind", "timeout", "grace", "memory", "max_retries", "num_returns"),
-            *("retry_delay", "retry_backoff"),
-        )
-        if key in options
-    }
+    changes: dict[str, Any] = {key: options[key] for key in options.keys() & _SPEC_AS_IT_IS}
     if options.get("generator") == "streaming":
         changes |= {"streams": True, "backpressure": options.get("backpressure", 0)}
     if "announce" in options:
