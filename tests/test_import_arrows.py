@@ -40,16 +40,29 @@ ALLOWED: dict[str, set[str]] = {
     "inplace": {"client", "engine", "refs", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
-    "functions": {"client", "launch", "mapping", "ray_options", "refs", "session", "wire"},
+    "functions": {"actor", "client", "launch", "mapping", "ray_options", "refs", "session", "wire"},
     "mapping": {"client", "exceptions", "groups", "refs", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
     "stopbutton": set(),
-    "api": {"exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
+    "api": {"actor", "exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
     "executor": {"client", "exceptions", "functions", "futures", "refs", "session", "wire"}
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
     "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
-    "notebook": {"api", "client", "exceptions", "functions", "groups", "inplace", "joblib_register", "refs", "session"}
+    "actor": {"client", "exceptions", "functions", "ray_options", "refs", "session", "streams", "wire"}
+    | {"worker.actors", "worker.context"},
+    "notebook": {
+        "actor",
+        "api",
+        "client",
+        "exceptions",
+        "functions",
+        "groups",
+        "inplace",
+        "joblib_register",
+        "refs",
+        "session",
+    }
     | {"show", "stopbutton", "wire"},
 }
 

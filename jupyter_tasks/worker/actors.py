@@ -183,11 +183,11 @@ class Host:
         code = 0
         try:
             self.instance = None
-            threading._shutdown()  # waits for threads that are no daemons, as at any exit
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as at any exit
             atexit._run_exitfuncs()
         except BaseException:
             code = 1
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         finally:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
