@@ -126,13 +126,24 @@ class Actor(Task):
         """By its name."""
         return not self.kind and not self.death and not self.exiting
 
+    @property
+    def life(self) -> str:
+        """Where in its life it is; the words are Ray's."""
+        if self.kind:
+            return "dead"
+        if self.death:
+            return "ending"
+        if self.ready:
+            return "alive"
+        return "restarting" if self.attempt else "pending"
+
     def record(self) -> dict[str, Any]:
         """What people are told of it beside what they are told of any task."""
         return {
             "class_name": self.class_name,
             "registered_name": self.name,
             "namespace": self.namespace,
-            "ready": self.ready,
+            "life": self.life,
             "restarts": self.attempt,
             "max_restarts": self.spec.max_retries,
             "concurrency": self.concurrency,
@@ -481,6 +492,8 @@ class ActorRules:
             elif call.state is State.RUNNING and scheduler.may_retry(call):
                 scheduler.begin_again(call, why, now)
                 back.append(call)
+            elif call.state is State.CANCELLING:  # what it was asked has come to pass
+                scheduler.conclude(call, Step.STOPPED, {"rung": "kill"}, now)
             else:
                 self._fail_unavailable(call, why, now)
         actor.boxes.clear()
