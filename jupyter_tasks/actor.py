@@ -673,17 +673,23 @@ def exit_actor() -> NoReturn:
     here = session.here()
     if getattr(here, "host", None) is None and getattr(here, "actor", None) is None:
         raise TypeError("exit_actor() is for methods of actors. To end one from outside, use jt.kill(handle).")
-    from jupyter_tasks.worker.actors import ActorExit
+    from jupyter_tasks.worker.actors import ActorCall, ActorExit, how
 
-    raise ActorExit
+    leaves = ActorExit()
+    if isinstance(here, ActorCall):
+        here.leaves = True
+    elif here.task_id:  # its constructor
+        here.actor.leaving = how(leaves)
+    raise leaves
 
 
 def list_actors() -> list[dict[str, Any]]:
     """The actors of this session, also those that have ended lately.
 
     Returns:
-        Dicts with "actor_id", "name" (None if it has none), "namespace", "class_name", "state" ("pending": its constructor
-        has not ended, "alive", "restarting", "ending", "dead"), "pid" (None if it has no process), "restarts", and more.
+        Dicts with "actor_id", "name" (None if it has none), "namespace", "class_name", "state" ("pending": its
+        constructor has not ended, "alive", "restarting", "ending", "dead"), "pid" (None if it has no process),
+        "restarts", and more.
     """
     if not session.is_initialized():
         return []

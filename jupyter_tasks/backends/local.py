@@ -638,7 +638,7 @@ class LocalBackend(Backend):
             pass
         elif kind == Kind.EXIT:
             self._host.hear_out(worker.number)
-            self._host.post(ActorExits(lease, bool(flags & Flag.LEAVES)))
+            self._host.post(ActorExits(lease, bool(flags & Flag.LEAVES), body.decode()))
         elif kind == Kind.IDLE and id:
             worker.left_over = False
             self._host.changed(id)
