@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.refs import THREAD_PREFIX, CodeNote, Dependency, ObjectRef, RefNote, current_group
+from jupyter_tasks.refs import THREAD_PREFIX, CodeNote, Dependency, ObjectRef, current_group
 from jupyter_tasks.show import show_bytes
 from jupyter_tasks.streams import EndWaiter, GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
