@@ -77,10 +77,6 @@ def _wait_for_several(refs: Sequence[Any], count: int | None, timeout: float | N
         goal = _All(_Failures(clients), refs) if or_failed else _Goal(refs)
     if goal.is_reached():
         return True
-    if timeout == 0:  # no reader thread would be quick enough: look here for what has arrived
-        for client in clients:
-            client.wait([ref for ref in refs if ref._client is client], None, 0)
-        return goal.is_reached()
     with process.on_wait() if process.on_wait is not None else contextlib.nullcontext():
         return sleep(clients, refs, goal.is_reached, end)
 

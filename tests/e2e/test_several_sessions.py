@@ -25,7 +25,7 @@ import words
 from conftest import NET, status, wait_until
 
 import jupyter_tasks as jt
-from jupyter_tasks import launch
+from jupyter_tasks import launch, several
 from jupyter_tasks.client import Client
 from jupyter_tasks.exceptions import (
     GetTimeoutError,
@@ -204,6 +204,24 @@ def test_a_wait_for_both_sleeps(other: Other, tmp_path: Path) -> None:
     assert time.process_time() - before < 0.3
     words.say(tmp_path / "go")
     jt.get(list(refs))
+
+
+def test_who_waits_for_both_is_woken(other: Other, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each result, and by the end of a session: not by looking now and then, which is a net for interrupts."""
+    monkeypatch.setattr(several, "LOOK_EVERY", LONG)
+    began = time.monotonic()
+    for word in ("1", "2"):
+        refs = both((until, str(tmp_path / word), 1), other)
+        threading.Timer(0.05, words.say, [tmp_path / word]).start()
+        found = jt.get(list(refs)) if word == "1" else [jt.get(ref) for ref in jt.as_completed(refs)]
+        assert found == [1, 1]
+    refs = both((until, str(tmp_path / "3"), 1), other)
+    threading.Timer(0.05, os.kill, [other.session.process.pid, signal.SIGKILL]).start()
+    with pytest.raises(ObjectLostError):
+        jt.get(list(refs))
+    words.say(tmp_path / "3")
+    jt.get(refs[0])
+    assert time.monotonic() - began < LONG
 
 
 def test_the_end_of_one_session_is_heard_by_who_waits_for_both(other: Other, tmp_path: Path) -> None:
