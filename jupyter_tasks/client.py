@@ -61,6 +61,7 @@ READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their value
 BURST_BYTES = 1 << 18  # of tasks that go in one write: what a socket's buffer takes at once, about
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
 MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
+LEAST_WITH_REF = 40  # bytes of a value; the names that a ref has in a pickle are 26
 STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
@@ -787,6 +788,10 @@ class Client:
         Args:
             originals: objects of ours that the value names by their places (see wire.identity).
         """
+        body = ref._body
+        if ref._kind == Kind.RESULT and body is not None and len(body) < LEAST_WITH_REF:
+            data, buffers = shared.unpack(body, None, writable=True)
+            return serialize.loads(data, buffers, namespace=self.namespace, originals=originals)
         outer = arriving.client
         try:
             arriving.client = self
@@ -794,10 +799,7 @@ class Client:
                 raise self._error(ref._kind, ref._body or b"", ref)
             if ref._body is None and hasattr(ref, "_local"):  # of a thread task: the object itself
                 return ref._local
-            if ref._body is None:
-                data, buffers = self._fetch(ref, _unpacked)
-            else:
-                data, buffers = _unpacked(ref._body, None)
+            data, buffers = self.with_bytes(ref, _unpacked)
             return serialize.loads(data, buffers, namespace=self.namespace, originals=originals)
         finally:
             arriving.client = outer
