@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "THREAD_PREFIX",
+    "CodeNote",
     "Dependency",
     "ObjectRef",
     "RefNote",
@@ -89,6 +90,14 @@ class RefNote(weakref.ref["ObjectRef"]):
     __slots__ = ("id",)
 
     id: int
+
+
+class CodeNote(weakref.ref[Any]):
+    """Outlives a remote function, or class, and knows what the supervisor calls its code."""
+
+    __slots__ = ("fn",)
+
+    fn: int
 
 
 class Dependency:

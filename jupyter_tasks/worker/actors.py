@@ -56,7 +56,12 @@ _Values = dict[int, tuple[bytes, int | None]]
 
 
 class ActorExit(SystemExit):
-    """Raised by `exit_actor()`: nobody catches it by accident."""
+    """Raised by `exit_actor()`. Who catches it does not hold up the actor's end."""
+
+
+def how(error: SystemExit) -> str:
+    """In the words of its messages."""
+    return "exit_actor()" if isinstance(error, ActorExit) else f"sys.exit({error.code or 0})"
 
 
 class ActorCall:
@@ -83,6 +88,7 @@ class ActorCall:
         self.over = False  # ended, or never to be begun
         self.slot = -1  # in the shared page
         self.asked = False  # to stop
+        self.leaves = False  # it has called exit_actor()
         self.task: asyncio.Task[None] | None = None  # in an event loop
 
     @property
@@ -161,6 +167,7 @@ class Host:
         self.methods: list[dict[str, Any]] = self.class_meta["methods"]
         self.retries: dict[str, Any] = function.retry_exceptions or {}  # by the method's name
         self.instance: Any = None
+        self.leaving = ""  # how, if by itself
         self._options = options
         self._class = function.call
 
@@ -177,7 +184,7 @@ class Host:
         """Ends this process as a program ends. Main thread; no call runs. Never returns."""
         self.worker._flush()
         self.worker.streams.tell = None
-        self.worker.send(Kind.EXIT, 0, b"", flags=Flag.LEAVES)
+        self.worker.send(Kind.EXIT, 0, self.leaving.encode(), flags=Flag.LEAVES)
         code = 0
         try:
             self.instance = None
@@ -231,7 +238,11 @@ class Host:
         except SystemExit:
             raise
         except BaseException as error:
+            if call.leaves:
+                raise ActorExit from None
             return self.failed(call, error, retry)
+        if call.leaves:
+            raise ActorExit
         return self.ended(call, value)
 
     def _items_of(self, call: ActorCall, value: Any) -> Any:
@@ -466,7 +477,8 @@ class Threaded(Host):
         first = not self._exits
         self._exits = True
         if first:
-            self.worker.send(Kind.EXIT, 0, b"")
+            self.leaving = how(error)
+            self.worker.send(Kind.EXIT, 0, self.leaving.encode())
         self._over(call)
         self._leave_if_over()
 
@@ -547,10 +559,15 @@ class Async(Threaded):
                 value = await value
             value = await self._items_in_loop(call, value)
             ends, fds = self.ended(call, value)
+            if call.leaves:
+                raise ActorExit
         except SystemExit as error:
             self.exits(call, error)
             return
         except BaseException as error:
+            if call.leaves:
+                self.exits(call, ActorExit())
+                return
             if isinstance(error, self._cancelled):
                 ends, fds = [frame(Kind.INTERRUPTED, call.task_id)], []
             else:
