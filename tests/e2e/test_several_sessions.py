@@ -471,6 +471,24 @@ def test_map_starmap_and_an_executor_take_refs_of_another_session(other: Other, 
     assert jt.get(refs, timeout=NET) == [0, 2, 4, 0, 2, 4]
 
 
+def test_calls_of_an_actor_take_refs_of_another_session(other: Other, tmp_path: Path) -> None:
+    """Its constructor, too. A handle inside of an argument is refused, as a ref is."""
+
+    class Adds:
+        def __init__(self, start: int) -> None:
+            self.start = start
+
+        def add(self, x: int) -> int:
+            return self.start + x
+
+    actor = jt.remote(Adds).remote(other.run(until, str(tmp_path / "go"), 10))
+    refs = [actor.add.remote(other.run(until, str(tmp_path / "go"), 1)), actor.add.remote(2)]
+    words.say(tmp_path / "go")
+    assert jt.get(refs, timeout=NET) == [11, 12]
+    with pytest.raises(UnserializableError, match="belongs to another session"):
+        other.run(same, actor)
+
+
 def test_a_task_that_waits_says_for_whom(other: Other, tmp_path: Path) -> None:
     ref = other.run(until, str(tmp_path / "go"), name="training")
     waiting = jt.remote(name="needs it")(same).remote(ref)
