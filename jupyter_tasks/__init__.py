@@ -28,6 +28,7 @@ _WHERE = {
     "exceptions": "jupyter_tasks.exceptions",
     "get": "jupyter_tasks.api",
     "get_runtime_context": "jupyter_tasks.api",
+    "get_task": "jupyter_tasks.detached",
     "init": "jupyter_tasks.session",
     "is_initialized": "jupyter_tasks.session",
     "progress": "jupyter_tasks.worker.progress",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from jupyter_tasks.api import put as put
     from jupyter_tasks.api import tasks as tasks
     from jupyter_tasks.api import wait as wait
+    from jupyter_tasks.detached import get_task as get_task
     from jupyter_tasks.executor import Executor as Executor
     from jupyter_tasks.functions import RemoteFunction as RemoteFunction
     from jupyter_tasks.functions import remote as remote

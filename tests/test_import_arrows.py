@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor.reaper": SYSTEM,
     "supervisor.memory": SYSTEM,
     "supervisor.tasklog": set(),
+    "supervisor.registry": SYSTEM | {"supervisor.zygote"},  # zygote: lazily, to end what a dead supervisor has left
     "supervisor.zygote": SYSTEM | {"wire", "worker"},
     "supervisor": {"backends", "engine", "wire"},
     "backends": {"engine", "wire"} | SYSTEM | {"supervisor.zygote"},
@@ -40,16 +41,29 @@ ALLOWED: dict[str, set[str]] = {
     "inplace": {"client", "engine", "refs", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
-    "functions": {"client", "launch", "mapping", "ray_options", "refs", "session", "wire"},
+    "detached": {"client", "exceptions", "launch", "refs", "session", "supervisor.registry", "worker.context"},
+    "functions": {"client", "detached", "exceptions", "launch", "mapping", "ray_options", "refs", "session", "wire"},
     "mapping": {"client", "exceptions", "groups", "refs", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
     "stopbutton": set(),
-    "api": {"exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
+    "api": {"detached", "exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
     "executor": {"client", "exceptions", "functions", "futures", "refs", "session", "wire"}
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
     "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
-    "notebook": {"api", "client", "exceptions", "functions", "groups", "inplace", "joblib_register", "refs", "session"}
+    "notebook": {
+        "api",
+        "client",
+        "detached",
+        "exceptions",
+        "launch",
+        "functions",
+        "groups",
+        "inplace",
+        "joblib_register",
+        "refs",
+        "session",
+    }
     | {"show", "stopbutton", "wire"},
 }
 
@@ -94,7 +108,7 @@ def test_public_names() -> None:
     """What we would defend for years. A new name here is a decision."""
     assert set(jupyter_tasks.__all__) == {
         "Executor", "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "TaskGroup", "__version__", "as_completed",
-        "cancel", "exceptions", "get", "get_runtime_context", "init", "is_initialized", "load_ipython_extension",
+        "cancel", "exceptions", "get", "get_runtime_context", "get_task", "init", "is_initialized", "load_ipython_extension",
         "progress", "put", "register_joblib", "remote", "shutdown", "tasks", "track",
         "unload_ipython_extension", "wait",
     }  # fmt: skip

@@ -69,6 +69,7 @@ from jupyter_tasks.engine.groups import Group
 from jupyter_tasks.engine.scheduler import HISTORY, Scheduler
 from jupyter_tasks.engine.states import FINAL, State
 from jupyter_tasks.supervisor import memory, platform
+from jupyter_tasks.supervisor.detachment import Detachment
 from jupyter_tasks.supervisor.tasklog import TaskLog
 from jupyter_tasks.wire.frames import (
     HEADER,
@@ -99,6 +100,7 @@ STACK_PAUSE = 0.02  # seconds without a new line after which a stack is complete
 STACK_LIMIT = 3.0  # seconds; a process that hangs in the disk or is stopped handles no signal
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
 LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
+END_LIMIT = 2.0  # seconds that a detached task is given to be killed, before everything is
 LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
 
 _SPEC_AS_IT_IS = frozenset(
@@ -135,7 +137,9 @@ class Supervisor:
         self._events: deque[Event] = deque()
         self._functions: dict[int, tuple[bytes, tuple[int, ...], TaskSpec]] = {}
         self._clients: dict[int, _Client] = {}
-        self._client_ids = itertools.count(1)  # 1: the kernel
+        self._detachment = Detachment(config) if "detached" in config else None
+        # 1: the kernel. A detached one's are its own: one process may know many, and ids tell their tasks apart.
+        self._client_ids = itertools.count(1 if self._detachment is None else os.getpid())
         self._worker_clients: dict[int, _Client] = {}  # by the worker's number
         self._running_told: dict[int, int] = {}  # live groups: how many members run, as was told last
         self._changed_groups: dict[int, Group] = {}  # whose figures are not told yet
@@ -180,17 +184,27 @@ class Supervisor:
             "story": self._story_op,
             "groups": self._groups_op,
             "item_contains": self._item_contains_op,
+            "keep": self._keep_op,
+            "kept": self._kept_op,
+            "end": self._end_op,
         }
         self._ask_later: dict[str, Callable[[_Client, int, dict[str, Any]], None]] = {
             "input": self._pass_on,
             "stack": self._stack,
             "room": self._room_asked,
+            "attach": self._attach,
         }
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
         self._kernel = self._new_client(kernel)
         self._kernel.known = True
+        refusal = self._detachment.claim() if self._detachment is not None else ""
+        if refusal:
+            self._send(self._kernel, frame(Kind.HELLO, 0, to_json({"refused": refusal})))
+            self.shutdown()
         self._welcome(self._kernel)
+        if self._detachment is not None:
+            return
         pidfd = platform.watch_process(config["kernel_pid"])
         if pidfd is not None:
             self.watch(pidfd, lambda _: self.shutdown())
@@ -306,9 +320,21 @@ class Supervisor:
     def told(self, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int]) -> None:
         """See Host."""
         task = self._scheduler.find(id)
-        client = self._clients.get(task.owner) if task is not None else None
-        if client is not None:
+        if task is None:
+            return
+        if self._detachment is not None and task.owner == self._kernel.id:
+            self._detachment.note(kind, body, fds)
+        for client in self._hearers(task):
             self._send(client, frame(kind, id, body, flags=flags, fds=len(fds)), tuple(fds))
+
+    def _hearers(self, task: Task) -> Iterator[_Client]:
+        """Whoever is told of the task: its owner, and of a detached one those that have attached."""
+        ids = {task.owner}
+        if self._detachment is not None and task.owner == self._kernel.id:
+            ids |= self._detachment.listeners
+        for id in ids:
+            if id in self._clients:
+                yield self._clients[id]
 
     def changed(self, id: int) -> None:
         """See Host."""
@@ -341,9 +367,13 @@ class Supervisor:
         if not pieces:
             return
         task = self._scheduler.find(id)
-        client = self._clients.get(task.owner) if task is not None else None
-        if client is not None:
-            for data, stderr in pieces:
+        if task is None:
+            return
+        hearers = list(self._hearers(task))
+        for data, stderr in pieces:
+            if self._detachment is not None and task.owner == self._kernel.id:
+                self._detachment.journal.take_text(data, stderr=stderr)
+            for client in hearers:
                 self._send(client, frame(Kind.OUTPUT, id, data, flags=Flag.STDERR if stderr else 0))
 
     def _show_rest(self, id: int) -> None:
@@ -428,8 +458,11 @@ class Supervisor:
         return True
 
     def _client_gone(self, client: _Client) -> None:
-        if client is self._kernel:
+        detachment = self._detachment
+        if client is self._kernel and (detachment is None or detachment.kept is None):
             self.shutdown()
+        if detachment is not None:
+            detachment.listeners.discard(client.id)
         if self._clients.pop(client.id, None) is None:
             return
         self._worker_clients.pop(client.worker, None)
@@ -683,8 +716,9 @@ class Supervisor:
         elif task.state in FINAL:
             self._ended(task)
             self._show_rest(task.id)
-        client = self._clients.get(task.owner)
-        if client is not None:
+            if self._detachment is not None:
+                self.call_at(time.monotonic(), self._rest)
+        for client in self._hearers(task):
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
 
     def _run(self, instruction: Run) -> None:
@@ -794,8 +828,7 @@ class Supervisor:
             if task is None or task.lease is None:
                 continue
             self._sample(task)
-            client = self._clients.get(task.owner)
-            if client is not None:
+            for client in self._hearers(task):
                 self._send(client, frame(Kind.EVENT, id, to_json({"usage": self._usage[id]})))
         if any(id in self._scheduler.live for id in self._usage):
             self._usage_planned = True
@@ -810,10 +843,10 @@ class Supervisor:
                 continue
             record = self._record(task)
             why = record["waiting_for"], record.get("slots_held_by")
-            client = self._clients.get(task.owner)
-            if why != told and client is not None:
+            if why != told:
                 self._waiting[id] = why
-                self._send(client, frame(Kind.EVENT, id, to_json(record)))
+                for client in self._hearers(task):
+                    self._send(client, frame(Kind.EVENT, id, to_json(record)))
         if self._waiting:
             self.call_at(time.monotonic() + WAITING_EVERY, self._tell_waiting)
 
@@ -1018,6 +1051,56 @@ class Supervisor:
             self._send(client, frame(Kind.REPLY, request, to_json(question["answer"])))
         return client is not None
 
+    # -- detached ---------------------------------------------------------------------------------------------
+
+    def _keep_op(self, question: dict[str, Any]) -> Any:
+        """From now on we end when we are told to, and the values of this task live as long as we do."""
+        assert self._detachment is not None, "this supervisor belongs to a kernel"
+        first, count = question["id"], question["count"]
+        self._detachment.kept = first, count
+        self._events.append(Held(0, range(first, first + count)))  # 0: a client that never goes
+        self._pump()
+        return True
+
+    def _kept_op(self, question: dict[str, Any]) -> Any:
+        """What this supervisor is for; None if it does not know yet."""
+        detachment = self._detachment
+        if detachment is None or detachment.kept is None:
+            return None
+        first, count = detachment.kept
+        task = self._scheduler.objects[first]
+        record = self._record(task) if isinstance(task, Task) else None
+        return {"id": first, "count": count, "outputs": detachment.journal.outputs, "record": record}
+
+    def _attach(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """What the task has shown so far, and from now on all that it shows."""
+        detachment = self._detachment
+        task = self._scheduler.objects.get(question["id"])
+        if detachment is not None and isinstance(task, Task):
+            self._show_rest(task.id)
+            for word in detachment.journal.frames(task.id):
+                self._send(client, word)
+            self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
+            detachment.listeners.add(client.id)
+        self._send(client, frame(Kind.REPLY, request, to_json(None)))
+
+    def _end_op(self, question: dict[str, Any]) -> Any:
+        """Ends us, the task before: those who wait for it hear what became of it. The end of the connection answers."""
+        detachment = self._detachment
+        assert detachment is not None, "this supervisor ends with its kernel"
+        detachment.is_ending = True
+        for id in [task.id for task in self._scheduler.live.values() if task.owner == self._kernel.id]:
+            self._events.append(CancelAsked(id, force=True, reason=question.get("reason", "")))
+        self.call_at(time.monotonic() + END_LIMIT, self.shutdown)
+        self.call_at(time.monotonic(), self._rest)
+
+    def _rest(self) -> None:
+        """Nothing runs any more: a value needs no workers."""
+        if not self._scheduler.live and self._detachment is not None:
+            if self._detachment.is_ending:
+                self.shutdown()
+            self._backend.rest()
+
     # -- the end ----------------------------------------------------------------------------------------------
 
     def shutdown(self) -> NoReturn:
@@ -1027,6 +1110,8 @@ class Supervisor:
         try:
             self._backend.shutdown()
             shutil.rmtree(self._dir, ignore_errors=True)
+            if self._detachment is not None:
+                self._detachment.leave()
         finally:
             os._exit(0)
 
