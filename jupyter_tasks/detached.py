@@ -2,8 +2,8 @@
 
 Each has a supervisor of its own, which no kernel owns (`supervisor.detachment`), and an entry in the registry
 (`supervisor.registry`) by which every process of this user finds it by name. Here are the connections to them: one for
-each detached task that this process has started or got a ref of, kept until its supervisor has ended, and short ones for
-questions.
+each detached task that this process has started or got a ref of, kept until its supervisor has ended, and short ones
+for questions.
 """
 
 from __future__ import annotations

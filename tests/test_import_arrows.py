@@ -56,15 +56,13 @@ ALLOWED: dict[str, set[str]] = {
         "client",
         "detached",
         "exceptions",
-        "launch",
         "functions",
         "groups",
         "inplace",
         "joblib_register",
-        "refs",
-        "session",
+        "launch",
     }
-    | {"show", "stopbutton", "wire"},
+    | {"refs", "session", "show", "stopbutton", "supervisor.registry", "wire"},  # registry: as a type only
 }
 
 

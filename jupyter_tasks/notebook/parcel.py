@@ -50,6 +50,7 @@ class CellOptions:
     gpus: float | None = None
     memory: int | None = None
     group: str | None = None
+    detach: bool = False
 
 
 def cell_number(ip: Any) -> int:
