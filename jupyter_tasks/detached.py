@@ -182,6 +182,7 @@ def _adopt(client: Client, entry: Entry) -> None:
 
 def _why_lost(entry: Entry) -> str:
     """Why a supervisor has ended; also cleans up after one that could not do so itself."""
+    _wait_until_gone(entry, 1.0)  # its sockets close a moment before it is gone
     if registry.clean(_directory(), entry):
         return f"that of the detached {entry.kind} {entry.shown}; it was killed"
     return f"that of the detached {entry.kind} {entry.shown}; somebody has killed or cleared it by its name"
@@ -272,7 +273,11 @@ class Starting:
         except exceptions.JupyterTasksError:
             self._refuse_if_taken()  # by another process, in between
             raise
-        self.entry = find(name, namespace, kind)
+        try:
+            self.entry = find(name, namespace, kind)
+        except ValueError:
+            self.client.close()  # it has died as soon as it was there
+            raise
         with _lock:
             _adopt(self.client, self.entry)
 
@@ -444,8 +449,8 @@ def end(entry: Entry, *, reason: str = "") -> None:
         _drop_closed()
 
 
-def _wait_until_gone(entry: Entry) -> bool:
-    limit = time.monotonic() + END_LIMIT
+def _wait_until_gone(entry: Entry, seconds: float = END_LIMIT) -> bool:
+    limit = time.monotonic() + seconds
     while registry.is_alive(entry):
         if time.monotonic() > limit:
             return False

@@ -179,8 +179,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         %tasks fetch A B            put the values of these references in their place (waits for them)
         %tasks clear                forget finished tasks, and the frames kept for the debugger
 
-        Detached tasks (%%remote NAME --detach) outlive the kernel. All of this but debug knows them by NAME, in any kernel
-        of yours on this machine; `all` leaves them alone. Besides:
+        Detached tasks (%%remote NAME --detach) outlive the kernel. All of this but debug knows them by NAME, in any
+        kernel of yours on this machine; `all` leaves them alone. Besides:
 
         %tasks attach NAME          show its board here: what it has shown so far, and what comes
         %tasks fetch NAME           bind its value to NAME, and what its -o names to those
