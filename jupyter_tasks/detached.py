@@ -449,8 +449,8 @@ def end(entry: Entry, *, reason: str = "") -> None:
         _drop_closed()
 
 
-def _wait_until_gone(entry: Entry, seconds: float = END_LIMIT) -> bool:
-    limit = time.monotonic() + seconds
+def _wait_until_gone(entry: Entry, seconds: float | None = None) -> bool:
+    limit = time.monotonic() + (END_LIMIT if seconds is None else seconds)
     while registry.is_alive(entry):
         if time.monotonic() > limit:
             return False

@@ -100,6 +100,7 @@ STACK_PAUSE = 0.02  # seconds without a new line after which a stack is complete
 STACK_LIMIT = 3.0  # seconds; a process that hangs in the disk or is stopped handles no signal
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
 LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
+REST_EVERY = 1.0  # seconds between looks at whether the tasks that a detached one has left are over
 END_LIMIT = 2.0  # seconds that a detached task is given to be killed, before everything is
 LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
 
@@ -716,8 +717,8 @@ class Supervisor:
         elif task.state in FINAL:
             self._ended(task)
             self._show_rest(task.id)
-            if self._detachment is not None:
-                self.call_at(time.monotonic(), self._rest)
+            if task.owner == self._kernel.id:
+                self._plan_rest(0.0)
         for client in self._hearers(task):
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
 
@@ -1092,14 +1093,21 @@ class Supervisor:
         for id in [task.id for task in self._scheduler.live.values() if task.owner == self._kernel.id]:
             self._events.append(CancelAsked(id, force=True, reason=question.get("reason", "")))
         self.call_at(time.monotonic() + END_LIMIT, self.shutdown)
-        self.call_at(time.monotonic(), self._rest)
+        self._plan_rest(0.0)
+
+    def _plan_rest(self, pause: float) -> None:
+        if self._detachment is not None and self._detachment.entry.kind == "task":
+            self.call_at(time.monotonic() + pause, self._rest)
 
     def _rest(self) -> None:
-        """Nothing runs any more: a value needs no workers."""
-        if not self._scheduler.live and self._detachment is not None:
-            if self._detachment.is_ending:
-                self.shutdown()
-            self._backend.rest()
+        """A detached task is over: its value needs no workers, unless what it has submitted still runs."""
+        assert self._detachment is not None
+        if self._scheduler.live:
+            self._plan_rest(REST_EVERY)
+            return
+        if self._detachment.is_ending:
+            self.shutdown()
+        self._backend.rest()
 
     # -- the end ----------------------------------------------------------------------------------------------
 
