@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "NameTakenError",
     "Starting",
     "bring",
     "by_value",
@@ -240,6 +241,10 @@ def check_place(what: str) -> None:
         )
 
 
+class NameTakenError(ValueError):
+    """Something detached has this name already."""
+
+
 class Starting:
     """`with Starting(name, ...) as starting:` a supervisor that is about to be detached, and the connection to it.
 
@@ -257,7 +262,7 @@ class Starting:
 
         Raises:
             RuntimeError: not from here; see `check_place`.
-            ValueError: the name is taken.
+            NameTakenError: by something that lives.
             JupyterTasksError: it could not be started.
         """
         import jupyter_tasks
@@ -284,8 +289,8 @@ class Starting:
     def _refuse_if_taken(self) -> None:
         for entry in entries():
             if (entry.name, entry.namespace) == (self._name, self._namespace):
-                how = f"jt.get_{entry.kind}({entry.name!r}) finds it, and %tasks kill {entry.name} ends it"
-                raise ValueError(
+                how = f"jt.get_{entry.kind}({entry.name!r}) finds it, %tasks kill {entry.name} ends it"
+                raise NameTakenError(
                     f"There is a detached {entry.kind} {entry.shown} already, since "
                     f"{time.strftime('%d %b %H:%M', time.localtime(entry.created))}. {how}; or choose another name."
                 )

@@ -200,20 +200,22 @@ class Launcher:
         try:
             detached.check_place(f"%%remote {label} --detach")
             check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, launch.default_total(), label)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"%%remote: {error}") from None
+        wire = self._wire_options(options, outs, label, first_line)
+        packer.connected(None)
+        payload = packer.pack(cell, first_line, options, names, taken, wire, None)
+        try:
             if options.replace:
                 with contextlib.suppress(ValueError):  # there is none
                     detached.kill(label, reason="replaced by a new run")
-            starting = detached.Starting(label, label="cell", outs=outs)
-        except (ValueError, RuntimeError) as error:
-            hint = "" if options.replace or "already" not in str(error) else " --replace ends it first."
-            raise UsageError(f"%%remote: {error}{hint}") from None
-        with starting:
-            client = starting.client
-            packer.connected(client)
-            wire = self._wire_options(options, outs, label, first_line)
-            payload = packer.pack(cell, first_line, options, names, taken, wire, None)
-            router = self._routers[id(client)]
-            self._run(client, router, payload, wire, label, outs, options, None, starting)
+            with detached.Starting(label, label="cell", outs=outs) as starting:
+                router = self._routers[id(starting.client)]
+                self._run(starting.client, router, payload, wire, label, outs, options, None, starting)
+        except detached.NameTakenError as error:
+            raise UsageError(f"%%remote: {error} --replace ends it, and takes its name.") from None
+        finally:
+            payload.close()
 
     def attach(self, entry: Entry) -> None:
         """Shows the board of a detached task in the cell that runs now: what it has shown so far, and what comes."""

@@ -386,16 +386,16 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         source = entry or next((each for each in reversed(entries) if name in each.outs), None)
         if source is None or not name.isidentifier():
             raise UsageError(f"%tasks fetch: there is no variable {name!r}, and no detached task of this name.")
-        ref, *outs = detached.bring(source)
-        found = dict(zip(source.outs, outs, strict=True))
+        refs = detached.bring(source)
+        found: dict[str, Any] = dict(zip(source.outs, refs[1:], strict=False))  # a function has none, and many values
         if entry is None:
             found = {name: found[name]}
-        for out in [out for out in found if not isinstance(namespace.get(out, ref), ObjectRef)]:
+        for out in [out for out in found if not isinstance(namespace.get(out, refs[0]), ObjectRef)]:
             held = type(namespace[out]).__name__
             print(f"{out} holds a {held} and keeps it; to have that of {name}: del {out}, then %tasks fetch {out}.")
             del found[out]
         if entry is not None:
-            found = {name: ref, **found}
+            found = {name: refs if len(refs) > 1 and not source.outs else refs[0], **found}
         namespace.update(found)
         return list(found)
 

@@ -69,8 +69,8 @@ class Packer:
         self._python: dict[str, str] = {}  # of the launch in hand: texts in IPython's syntax, as Python
         self._unasked: set[str] = set()  # names of this cell that nobody has asked for: left out without a word
 
-    def connected(self, client: Client) -> None:
-        """A session has begun."""
+    def connected(self, client: Client | None) -> None:
+        """A session has begun. None: one that is about to, and takes no refs, only their values."""
         self._client = client
         self._base = ambient.base(self._ip)
 

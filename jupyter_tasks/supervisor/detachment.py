@@ -146,7 +146,6 @@ class Detachment:
         self.journal = Journal()
         self.kept: tuple[int, int] | None = None  # the first of the objects that this is for, and how many
         self.listeners: set[int] = set()  # clients that have attached
-        self.is_ending = False
         self._guard = _guard(config["directory"])
 
     def claim(self) -> str:

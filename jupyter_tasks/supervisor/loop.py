@@ -101,7 +101,8 @@ STACK_LIMIT = 3.0  # seconds; a process that hangs in the disk or is stopped han
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
 LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
 REST_EVERY = 1.0  # seconds between looks at whether the tasks that a detached one has left are over
-END_LIMIT = 2.0  # seconds that a detached task is given to be killed, before everything is
+END_EVERY = 0.002  # seconds between looks at whether all tasks are killed
+END_LIMIT = 2.0  # seconds after which a supervisor that is to end does not wait for that any more
 LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
 
 _SPEC_AS_IT_IS = frozenset(
@@ -1086,14 +1087,19 @@ class Supervisor:
         self._send(client, frame(Kind.REPLY, request, to_json(None)))
 
     def _end_op(self, question: dict[str, Any]) -> Any:
-        """Ends us, the task before: those who wait for it hear what became of it. The end of the connection answers."""
-        detachment = self._detachment
-        assert detachment is not None, "this supervisor ends with its kernel"
-        detachment.is_ending = True
-        for id in [task.id for task in self._scheduler.live.values() if task.owner == self._kernel.id]:
-            self._events.append(CancelAsked(id, force=True, reason=question.get("reason", "")))
-        self.call_at(time.monotonic() + END_LIMIT, self.shutdown)
-        self._plan_rest(0.0)
+        """Ends us, the task before: those who wait for it hear what became of it."""
+        assert self._detachment is not None, "this supervisor ends with its kernel"
+        for id in list(self._scheduler.live):
+            self._events.append(CancelAsked(id, force=True, reason=question["reason"]))
+        limit = time.monotonic() + END_LIMIT
+
+        def look() -> None:
+            now = time.monotonic()
+            if not self._scheduler.live or now > limit:
+                self.shutdown()
+            self.call_at(now + END_EVERY, look)
+
+        self.call_at(time.monotonic(), look)
 
     def _plan_rest(self, pause: float) -> None:
         if self._detachment is not None and self._detachment.entry.kind == "task":
@@ -1101,13 +1107,10 @@ class Supervisor:
 
     def _rest(self) -> None:
         """A detached task is over: its value needs no workers, unless what it has submitted still runs."""
-        assert self._detachment is not None
         if self._scheduler.live:
             self._plan_rest(REST_EVERY)
-            return
-        if self._detachment.is_ending:
-            self.shutdown()
-        self._backend.rest()
+        else:
+            self._backend.rest()
 
     # -- the end ----------------------------------------------------------------------------------------------
 
