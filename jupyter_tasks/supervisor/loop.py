@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jupyter_tasks.backends.local import LocalBackend
 from jupyter_tasks.backends.threads import ThreadBackend
@@ -69,7 +69,6 @@ from jupyter_tasks.engine.groups import Group
 from jupyter_tasks.engine.scheduler import HISTORY, Scheduler
 from jupyter_tasks.engine.states import FINAL, State
 from jupyter_tasks.supervisor import memory, platform
-from jupyter_tasks.supervisor.detachment import Detachment
 from jupyter_tasks.supervisor.tasklog import TaskLog
 from jupyter_tasks.wire.frames import (
     HEADER,
@@ -83,6 +82,9 @@ from jupyter_tasks.wire.frames import (
     to_json,
 )
 from jupyter_tasks.wire.sockets import receive
+
+if TYPE_CHECKING:
+    from jupyter_tasks.supervisor.detachment import Detachment
 
 __all__ = ["Supervisor"]
 
@@ -139,7 +141,7 @@ class Supervisor:
         self._events: deque[Event] = deque()
         self._functions: dict[int, tuple[bytes, tuple[int, ...], TaskSpec]] = {}
         self._clients: dict[int, _Client] = {}
-        self._detachment = Detachment(config) if "detached" in config else None
+        self._detachment = _detachment(config) if "detached" in config else None
         # 1: the kernel. A detached one's are its own: one process may know many, and ids tell their tasks apart.
         self._client_ids = itertools.count(1 if self._detachment is None else os.getpid())
         self._worker_clients: dict[int, _Client] = {}  # by the worker's number
@@ -1125,6 +1127,12 @@ class Supervisor:
                 self._detachment.leave()
         finally:
             os._exit(0)
+
+
+def _detachment(config: dict[str, Any]) -> Detachment:
+    from jupyter_tasks.supervisor.detachment import Detachment  # its imports are nothing to a kernel's cold start
+
+    return Detachment(config)
 
 
 def _is_in(task: Task, group: Group) -> bool:

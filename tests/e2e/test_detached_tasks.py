@@ -123,9 +123,8 @@ def test_it_outlives_the_process_that_started_it(how: str, tmp_path: Path) -> No
     """SIGKILL of the process, its group or its whole session, and its ordinary end: the task goes on, is found by name
     by another process, and gives it its value; what it prints meanwhile is not lost."""
     word = str(tmp_path / "word")
-    kernel = start(until(word) + f"hear({word!r} + '.in'); say({word!r} + '.started'); sys.stdin.read()\n")
-    if how == "exit":
-        kernel = start("") if kernel.poll() is not None else kernel
+    last = "" if how == "exit" else "; time.sleep(1000)"
+    kernel = start(until(word) + f"hear({word!r} + '.in'); say({word!r} + '.started'){last}\n")
     hear(word + ".started")
     entry = one()
     if how == "process":
@@ -137,8 +136,6 @@ def test_it_outlives_the_process_that_started_it(how: str, tmp_path: Path) -> No
             with contextlib.suppress(OSError):
                 if os.getsid(pid) == kernel.pid:
                     os.kill(pid, signal.SIGKILL)
-    else:
-        os.kill(kernel.pid, signal.SIGTERM)
     kernel.communicate(timeout=30)
     ref = jt.get_task("long")
     assert not ref.is_final
@@ -593,6 +590,7 @@ def test_a_task_can_find_one(session: None) -> None:
 
 def test_not_in_local_mode() -> None:
     """Nothing outlives a process in which everything runs."""
+    jt.shutdown()
     jt.init(local_mode=True)
     try:
         with pytest.raises(RuntimeError, match=r"jt\.shutdown\(\) first"):

@@ -22,7 +22,8 @@ WAITS = (
     "from IPython.display import HTML, display\n"
     "print('begins', flush=True)\n"
     "display(HTML('<b>a plot</b>'))\n"
-    "open('in', 'w').write(str(os.getpid()))\n"
+    "with open('in.part', 'w') as file: file.write(str(os.getpid()))\n"
+    "os.rename('in.part', 'in')\n"
     "while not os.path.exists('go'): time.sleep(0.01)\n"
     "print('went on')\n"
 )
