@@ -18,19 +18,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "ActorClass": "jupyter_tasks.actor",
+    "ActorHandle": "jupyter_tasks.actor",
     "Executor": "jupyter_tasks.executor",
     "ObjectRef": "jupyter_tasks.refs",
     "ObjectRefGenerator": "jupyter_tasks.streams",
     "RemoteFunction": "jupyter_tasks.functions",
     "TaskGroup": "jupyter_tasks.groups",
+    "actor": "jupyter_tasks.actor",
     "as_completed": "jupyter_tasks.api",
     "cancel": "jupyter_tasks.api",
     "exceptions": "jupyter_tasks.exceptions",
+    "exit_actor": "jupyter_tasks.actor",
     "get": "jupyter_tasks.api",
+    "get_actor": "jupyter_tasks.actor",
     "get_runtime_context": "jupyter_tasks.api",
     "get_task": "jupyter_tasks.detached",
     "init": "jupyter_tasks.session",
     "is_initialized": "jupyter_tasks.session",
+    "kill": "jupyter_tasks.actor",
+    "list_actors": "jupyter_tasks.actor",
+    "method": "jupyter_tasks.actor",
     "progress": "jupyter_tasks.worker.progress",
     "put": "jupyter_tasks.api",
     "register_joblib": "jupyter_tasks.joblib_register",
@@ -49,7 +57,15 @@ __all__ = [  # noqa: PLE0604  # the keys of _WHERE are strings
 ]
 
 if TYPE_CHECKING:
+    from jupyter_tasks import actor as actor
     from jupyter_tasks import exceptions as exceptions
+    from jupyter_tasks.actor import ActorClass as ActorClass
+    from jupyter_tasks.actor import ActorHandle as ActorHandle
+    from jupyter_tasks.actor import exit_actor as exit_actor
+    from jupyter_tasks.actor import get_actor as get_actor
+    from jupyter_tasks.actor import kill as kill
+    from jupyter_tasks.actor import list_actors as list_actors
+    from jupyter_tasks.actor import method as method
     from jupyter_tasks.api import as_completed as as_completed
     from jupyter_tasks.api import cancel as cancel
     from jupyter_tasks.api import get as get
@@ -77,7 +93,7 @@ def __getattr__(name: str) -> Any:
     if where is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(where)
-    value = module if where.endswith(f".{name}") and name == "exceptions" else getattr(module, name)
+    value = module if where == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -244,13 +244,16 @@ def cancel(
     except, finally or atexit of it runs. A task that is over is left alone. May be called again. A generator task gets
     its KeyboardInterrupt where it is, also at its `yield`; items that it has made stay.
 
+    A call of an actor that runs is asked, and no more (`is_canceled()`, in coroutines a CancelledError): the actor's
+    state is not cut in two. `get` raises when it has ended, whatever it returns; of a coroutine a value counts.
+
     Args:
-        recursive: also the tasks that it has submitted.
+        recursive: also the tasks, and the calls of actors, that it has submitted.
         reason: shown on the screen and in the error.
 
     Raises:
         TypeError: not a ref.
-        ValueError: a negative `grace`.
+        ValueError: a negative `grace`; `force` for a call of an actor.
     """
     if isinstance(ref, ObjectRefGenerator):
         ref = ref.completed()
@@ -258,6 +261,11 @@ def cancel(
         raise TypeError(
             f"cancel() takes an ObjectRef, not {type(ref).__name__}. For groups there is group.cancel(), for actors "
             "jt.kill(actor)."
+        )
+    if force and hasattr(ref, "_actor"):
+        raise ValueError(
+            "cancel(force=True) is for tasks: a call of an actor shares its process with the actor's state. "
+            "jt.cancel(ref) asks it to stop; jt.kill(actor) ends the actor."
         )
     if grace is not None and grace < 0:
         raise ValueError(f"grace must not be negative, but is {grace}.")
@@ -324,9 +332,43 @@ class RuntimeContext:
         """The devices given to this task, as they stand in its CUDA_VISIBLE_DEVICES: {"GPU": ["0"]}."""
         return {"GPU": list(self._worker.config["gpus"]) if self._worker is not None else []}
 
+    @property
+    def _host(self) -> Any:
+        """Of the actor that this code runs in; None: in none."""
+        if self._worker is None:
+            return None
+        return getattr(self._worker, "host", None) or getattr(self._worker, "actor", None)
+
     def get_actor_id(self) -> str | None:
-        """None: this is no actor."""
-        return None
+        """The actor's id, as `jt.list_actors()` shows it; None: this is no actor."""
+        host = self._host
+        return show_id(host.id) if host is not None else None
+
+    def get_actor_name(self) -> str | None:
+        """The name that others find the actor by; "" if it has none, None if this is no actor."""
+        host = self._host
+        return str(host.settings["name"]) if host is not None else None
+
+    @property
+    def current_actor(self) -> Any:
+        """A handle of the actor that this code runs in. It does not keep the actor alive; a copy that is sent away
+        does.
+
+        Raises:
+            RuntimeError: this is no actor.
+        """
+        host = self._host
+        if host is None:
+            raise RuntimeError("current_actor is for methods of actors, and this code runs in none.")
+        from jupyter_tasks.actor import current_handle
+
+        return current_handle(host)
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """The actor has been made anew after its process had ended; False if this is no actor."""
+        host = self._host
+        return host is not None and host.attempt > 0
 
     def get_worker_id(self) -> str:
         """The process that runs this code: its pid, as text."""

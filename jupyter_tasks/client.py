@@ -23,6 +23,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,8 @@ class Client:
         self._function_ids = itertools.count((self.client_id << FUNCTION_SHIFT) + 1)
         self._request_ids = itertools.count(1)
         self._pending: dict[int, ObjectRef] = {}
+        # Refs of actors, which become final only with their actors: waiting must not be what keeps these alive.
+        self._actors: weakref.WeakValueDictionary[int, ObjectRef] = weakref.WeakValueDictionary()
         self._replies: dict[int, _Slot] = {}
         self._hold_lock = threading.Lock()
         self._waiters_lock = threading.RLock()  # again by a finalizer, in the midst of another's call
@@ -303,9 +306,10 @@ class Client:
         kwargs: dict[str, Any],
         named: Callable[..., Mapping[str, Any]] | None,
         options: dict[str, Any] | None,
+        *more: Any,
     ) -> tuple[shared.Payload, dict[str, Any] | None]:
-        """Arguments ready for the wire; what they refer to is among the options."""
-        payload, deps, pins = self.pack_arguments(args, kwargs, named)
+        """Arguments, and more, ready for the wire; what they refer to is among the options."""
+        payload, deps, pins = self.pack_arguments(args, kwargs, named, *more)
         if deps or pins:
             if len(deps) > MOST_DEPENDENCIES:
                 payload.close()
@@ -393,8 +397,13 @@ class Client:
         num_returns: int = 1,
         id: int | None = None,
         ref: ObjectRef | None = None,
+        prefix: bytes = b"",
     ) -> ObjectRef | list[ObjectRef]:
-        """The same with arguments that are packed already; `id` is one that `new_ids` gave, `ref` was made with one."""
+        """The same with arguments that are packed already; `id` is one that `new_ids` gave, `ref` was made with one.
+
+        Args:
+            prefix: stands before the arguments.
+        """
         if ref is not None:
             id, refs = ref.id, [ref]
         else:
@@ -402,7 +411,7 @@ class Client:
                 id = self.new_ids(num_returns)
             refs = [ObjectRef(self, id + i, label) for i in range(max(1, num_returns))]
         flags = 0
-        body = payload.head
+        body = prefix + payload.head
         if options is not None:
             head, flags = _options_head(options)
             body = head + body
@@ -410,6 +419,82 @@ class Client:
             self._pending[ref.id] = ref
         self.send_payload(kind, id, body, payload, fn=fn, flags=flags)
         return refs[0] if num_returns <= 1 else refs
+
+    def submit_call(
+        self,
+        actor: int,
+        head: bytes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        num_returns: int = 1,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        retry: Any = None,
+    ) -> ObjectRef | list[ObjectRef]:
+        """A call of an actor's method. As `submit`.
+
+        Args:
+            head: which method, as on the wire.
+            retry: exception types for which this call is run again.
+        """
+        if self.parent is not None or current_group.get() is not None:
+            options = self.belonging(options)
+        if options is None and not kwargs and num_returns == 1 and all(type(arg) in _SIMPLE for arg in args):
+            body = head + b"\0" + pickle.dumps((args, kwargs), 5)
+            if len(body) <= shared.INLINE_LIMIT:
+                id = self.last_id = next(self._ids)
+                ref = ObjectRef(self, id, label)
+                ref._actor = actor
+                self._pending[id] = ref
+                self._send(HEADER.pack(len(body), Kind.CALL, 0, 0, actor, id) + body)
+                return ref
+        payload, options = self._packed(args, kwargs, named, options, *(() if retry is None else (retry,)))
+        refs = self.submit_packed(Kind.CALL, actor, payload, label, options, num_returns, prefix=head)
+        for ref in refs if isinstance(refs, list) else [refs]:
+            ref._actor = actor
+        return refs
+
+    def submit_call_stream(
+        self,
+        actor: int,
+        head: bytes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None,
+        named: Callable[..., Mapping[str, Any]] | None,
+        retry: Any = None,
+        *,
+        backpressure: bool = False,
+    ) -> ObjectRefGenerator:
+        """The same for a method that is a generator."""
+        more = () if retry is None else (retry,)
+        payload, options = self._packed(args, kwargs, named, self.belonging(options), *more)
+        generator = self.new_stream(self.new_ids(1), label, backpressure=backpressure)
+        completed = generator.completed()
+        completed._actor = actor
+        self.submit_packed(Kind.CALL, actor, payload, label, options or {}, ref=completed, prefix=head)
+        return generator
+
+    def make_actor(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None = None,
+    ) -> ObjectRef:
+        """An actor of this class. Its ref becomes final when the actor has ended."""
+        payload, whole = self._packed(args, kwargs, named, self.belonging(options))
+        assert whole is not None
+        head, flags = _options_head(whole)
+        ref = ObjectRef(self, self.new_ids(1), label)
+        ref._actor = ref.id
+        self._actors[ref.id] = ref
+        self.send_payload(Kind.TASK, ref.id, head + payload.head, payload, fn=fn, flags=flags)
+        return ref
 
     def new_ids(self, count: int) -> int:
         """The first of `count` ids in a row, as a task's return values have them."""
@@ -424,7 +509,11 @@ class Client:
         return first
 
     def pack_arguments(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], named: Callable[..., Mapping[str, Any]] | None = None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        *more: Any,
     ) -> tuple[shared.Payload, list[int], list[int]]:
         """Arguments ready for the wire, the refs to wait for, and the refs inside them that must live on."""
         deps: list[int] = []
@@ -432,7 +521,7 @@ class Client:
         kwargs = {name: self._as_dependency(arg, deps) for name, arg in kwargs.items()}
         pins: list[int] = []
         root = "argument" if named is None else (lambda: named(args, kwargs))
-        data, buffers = serialize.dumps((args, kwargs), root=root, reducers=_note_refs(self, pins))
+        data, buffers = serialize.dumps((args, kwargs, *more), root=root, reducers=_note_refs(self, pins))
         return shared.pack(data, buffers), deps, pins
 
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
@@ -507,13 +596,19 @@ class Client:
         with contextlib.suppress(exceptions.ObjectLostError):
             self._send(frame(Kind.TAKEN, id, fn=count))
 
-    def hold(self, id: int) -> ObjectRef:
-        """A ref that has arrived inside a value."""
+    def hold(self, id: int, *, actor: int = 0) -> ObjectRef:
+        """A ref that has arrived inside a value; of a call of `actor`, or of that itself."""
         with self._hold_lock:
-            ref = self._pending.get(id)
+            ref = self._pending.get(id) or self._actors.get(id)
             if ref is not None:
                 return ref  # we wait for it already, with this one
-            ref = self._pending[id] = ObjectRef(self, id)
+            ref = ObjectRef(self, id)
+            if actor:
+                ref._actor = actor
+            if actor == id:
+                self._actors[id] = ref
+            else:
+                self._pending[id] = ref
         try:
             self._send(frame(Kind.HOLD, 0, array.array("Q", [id]).tobytes()) + frame(Kind.FETCH, id))
         except BaseException:  # KeyboardInterrupt: nobody may find it here and wait for an answer that nobody asked for
@@ -702,7 +797,7 @@ class Client:
             elif fds and key > self._fds_taken:
                 self._fds_taken = key
                 self._tell(key, _CLOSE, 0, fds[0], b"")  # an answer to `hold`: the bytes are fetched when wanted
-            ref = self._pending.get(id)
+            ref = self._pending.get(id) or self._actors.get(id)
             if ref is not None:
                 if flags & Flag.BIG or fds:
                     ref._body = None
@@ -1083,7 +1178,8 @@ class Client:
         """The supervisor has gone: every open ref says so at once."""
         self.closed = True
         fetches = [slot for slot in list(self._fetches.values()) if not slot._kind]
-        self._say_lost([*list(self._pending.values()), *list(self._replies.values()), *fetches])
+        actors = list(self._actors.values())
+        self._say_lost([*list(self._pending.values()), *actors, *list(self._replies.values()), *fetches])
         for table in (self._pending, self._replies, self._fetches):
             table.clear()
         if self._threads is not None:
@@ -1258,6 +1354,19 @@ def failure_error(record: dict[str, Any]) -> exceptions.JupyterTasksError:
         return exceptions.WorkerCrashedError(
             message, exit_code=record.get("exit_code"), signal_name=record.get("signal_name"), **facts
         )
+    if kind == "actor_died":
+        who = f"Actor {record['actor_id']} ({record['actor']})"
+        facts = {"actor_id": record["actor_id"], "name": record["actor"]}
+        return exceptions.ActorDiedError(f"{who} has ended: {record['why']}. Make a new one.", **facts)
+    if kind == "actor_unavailable":
+        who = f"Actor {record['actor_id']} ({record['actor']})"
+        what = "ended while this call ran" if record["began"] else "ended before this call began"
+        message = (
+            f"{who} {what} ({record['why']}), and is made again. Call it again; with max_task_retries that is done "
+            "for you."
+        )
+        facts = {"actor_id": record["actor_id"], "name": record["actor"], "began": record["began"]}
+        return exceptions.ActorUnavailableError(message, **facts)
     if kind == "lost":
         return exceptions.ObjectLostError(
             f"Object {record.get('object_id')} is gone: every ref to it was dropped before it was used."

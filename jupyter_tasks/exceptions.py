@@ -276,15 +276,39 @@ class UnserializableError(JupyterTasksError, TypeError):
 
 
 class ActorError(JupyterTasksError):
-    """A call to an actor failed because of the actor, not because of the method's code."""
+    """A call to an actor failed because of the actor, not because of the method's code.
+
+    Attributes:
+        actor_id: as `jt.list_actors()` shows it.
+        name: the actor's name, or its class's.
+    """
+
+    actor_id: str = ""
+    name: str = ""
+
+    def __init__(self, message: str = "The call failed because of its actor.", **facts: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(facts)
 
 
 class ActorDiedError(ActorError):
-    """The actor has ended and will not come back."""
+    """The actor has ended and will not come back.
+
+    Attributes:
+        cause: what its constructor raised, if that is why and it could be sent; otherwise None.
+    """
+
+    cause: BaseException | None = None
 
 
 class ActorUnavailableError(ActorError):
-    """The actor is restarting. The call may or may not have had an effect; a later one may succeed."""
+    """The actor's process has ended, and a new one takes its place. A later call may succeed.
+
+    Attributes:
+        began: the call had begun: it may have had an effect.
+    """
+
+    began: bool = False
 
 
 class ActorAlreadyExistsError(JupyterTasksError, ValueError):

@@ -45,6 +45,10 @@ _OPTIONS = frozenset(
 )
 
 
+# Of `remote` on a class; see actor.py.
+_OF_ACTORS_ALONE = frozenset(
+    {"get_if_exists", "lifetime", "max_concurrency", "max_restarts", "max_task_retries", "namespace"}
+)
 _RAYS_NAMES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 
 
@@ -54,11 +58,6 @@ class RemoteFunction(Generic[T]):
     def __init__(self, function: Callable[..., T], options: dict[str, Any]) -> None:
         if not callable(function):
             raise TypeError(f"@jt.remote needs a function, not {type(function).__name__}.")
-        if inspect.isclass(function):
-            raise TypeError(
-                f"@jt.remote makes functions remote; {function.__name__} is a class, and actors are not there yet. "
-                f"For an instance made in a worker, put the call into a function."
-            )
         self._function = function
         self._options = _checked(options)
         self._name = str(self._options.get("name") or getattr(function, "__name__", type(function).__name__))
@@ -328,11 +327,20 @@ def remote(*args: Any, **options: Any) -> Any:
         ValueError: a value that makes no sense.
     """
     if len(args) == 1 and not options and callable(args[0]):
-        return RemoteFunction(args[0], {})
+        return _made_remote(args[0], {})
     if args:
         raise TypeError("Use @jt.remote or @jt.remote(option=value); options are given by name.")
-    _checked(options)
-    return lambda function: RemoteFunction(function, options)
+    if not options.keys() & _OF_ACTORS_ALONE:  # a decorator does not know yet what it will decorate
+        _checked(options)
+    return lambda made: _made_remote(made, options)
+
+
+def _made_remote(made: Any, options: dict[str, Any]) -> Any:
+    if not inspect.isclass(made):
+        return RemoteFunction(made, options)
+    from jupyter_tasks.actor import ActorClass
+
+    return ActorClass(made, options)
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:

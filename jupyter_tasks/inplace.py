@@ -304,6 +304,7 @@ class InPlaceClient(Client):
         num_returns: int = 1,
         id: int | None = None,
         ref: ObjectRef | None = None,
+        prefix: bytes = b"",
         made: list[_Outcome] | None = None,
     ) -> ObjectRef | list[ObjectRef]:
         """The same with arguments that are packed already. Of functions only: cells have `run_cell`.

@@ -30,6 +30,22 @@ _INSTEAD = {
 }
 
 
-def what_instead(option: str) -> str | None:
+_INSTEAD_IN_ACTORS = {
+    "concurrency_group": "Leave it out: max_concurrency is for all methods of an actor. What must not wait for others "
+    "can be an actor of its own.",
+    "concurrency_groups": "Leave it out: max_concurrency is for all methods of an actor. What must not wait for others "
+    "can be an actor of its own.",
+    "allow_out_of_order_execution": "Leave it out: with max_concurrency above 1, or async methods, calls do not wait "
+    "for each other's arguments.",
+    "max_pending_calls": "Leave it out, or count: jt.wait(refs, num_returns=...) before the next call.",
+    "max_retries": "Of an actor it is called max_restarts, and of its calls max_task_retries.",
+    "tensor_transport": "Leave it out: large values travel through shared memory.",
+}
+
+
+def what_instead(option: str, *, actor: bool = False) -> str | None:
     """A sentence for somebody who knows the option from Ray; None if Ray has none of that name."""
-    return _INSTEAD.get(option)
+    if actor and option in _INSTEAD_IN_ACTORS:
+        return _INSTEAD_IN_ACTORS[option]
+    found = _INSTEAD.get(option)
+    return None if actor and found == _ACTORS else found

@@ -35,13 +35,13 @@ def set_client_source(source: Callable[[], Client]) -> None:
     _client_source = source
 
 
-def _arrived(id: int) -> ObjectRef:
-    """A ref that was inside a value from another process."""
+def _arrived(id: int, actor: int = 0) -> ObjectRef:
+    """A ref that was inside a value from another process; `actor`: that of a call."""
     if _client_source is None:
         raise RuntimeError(
             "A reference arrived before jupyter_tasks was used here; import jupyter_tasks and call init."
         )
-    return _client_source().hold(id)
+    return _client_source().hold(id, actor=actor)
 
 
 builtins_id = id  # `id` is what refs call theirs
@@ -75,8 +75,21 @@ class ObjectRef:
     or object it stays a ref. Made by `remote()` and `put()`, never by calling this class.
     """
 
-    __slots__ = ("__weakref__", "_body", "_callbacks", "_client", "_kind", "_local", "_task", "_waiters", "id", "label")
+    __slots__ = (
+        "__weakref__",
+        "_actor",
+        "_body",
+        "_callbacks",
+        "_client",
+        "_kind",
+        "_local",
+        "_task",
+        "_waiters",
+        "id",
+        "label",
+    )
 
+    _actor: int  # of an actor's call: the actor; of an actor: itself
     _task: int  # of an item
     _local: Any  # of a thread task, in its process: the value itself
 
@@ -93,6 +106,14 @@ class ObjectRef:
         note = RefNote(self, client.dropped)
         note.id = id
         client.notes[builtins_id(note)] = note
+
+    @classmethod
+    def unheld(cls, client: Client, id: int, label: str = "") -> ObjectRef:
+        """One that keeps nothing alive, and is never told how it ends. What it is sent to holds what it stands for."""
+        ref = cls.__new__(cls)
+        ref.id, ref.label, ref._client = id, label, client
+        ref._kind, ref._body, ref._waiters, ref._callbacks = 0, b"", None, None
+        return ref
 
     @property
     def is_final(self) -> bool:
@@ -157,6 +178,8 @@ class ObjectRef:
         return f"<ObjectRef {self.task_id}{label}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if hasattr(self, "_actor"):
+            return _arrived, (self.id, self._actor)
         return _arrived, (self.id,)
 
     def __copy__(self) -> ObjectRef:

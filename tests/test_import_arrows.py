@@ -42,16 +42,20 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
     "detached": {"client", "exceptions", "launch", "refs", "session", "supervisor.registry", "worker.context"},
-    "functions": {"client", "detached", "exceptions", "launch", "mapping", "ray_options", "refs", "session", "wire"},
+    "functions": {"actor", "client", "detached", "exceptions", "launch", "mapping", "ray_options", "refs", "session"}
+    | {"wire"},
     "mapping": {"client", "exceptions", "groups", "refs", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
     "stopbutton": set(),
-    "api": {"detached", "exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
+    "api": {"actor", "detached", "exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
     "executor": {"client", "exceptions", "functions", "futures", "refs", "session", "wire"}
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
     "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
+    "actor": {"client", "exceptions", "functions", "ray_options", "refs", "session", "streams", "wire"}
+    | {"worker.actors", "worker.context"},
     "notebook": {
+        "actor",
         "api",
         "client",
         "detached",
@@ -60,9 +64,9 @@ ALLOWED: dict[str, set[str]] = {
         "groups",
         "inplace",
         "joblib_register",
-        "launch",
     }
-    | {"refs", "session", "show", "stopbutton", "supervisor.registry", "wire"},  # registry: as a type only
+    | {"launch", "refs", "session", "show", "stopbutton", "wire"}
+    | {"supervisor.registry"},  # as a type only
 }
 
 

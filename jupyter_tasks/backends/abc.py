@@ -90,6 +90,10 @@ class Backend(ABC):
         """Ends this task's whole process tree; Died and Gone follow, unless the task was over."""
 
     @abstractmethod
+    def end_actor(self, lease: Lease) -> None:
+        """Asks the actor that lives there to leave by itself; Died and Gone follow."""
+
+    @abstractmethod
     def retire(self, lease: Lease) -> None:
         """Ends the lease's place with its whole tree; Gone follows."""
 

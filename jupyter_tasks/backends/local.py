@@ -28,9 +28,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from jupyter_tasks.backends.abc import Backend, Host
+from jupyter_tasks.engine.actors import Actor
 from jupyter_tasks.engine.events import (
     EVERYTHING,
     ONE_PACKET,
+    ActorExits,
     Capabilities,
     Died,
     End,
@@ -66,7 +68,8 @@ START_LIMIT = 60.0  # seconds from the request to the first word; it takes 2 ms,
 START_FAILURES = 3  # workers in a row that could not be started before a task is told
 
 _GONE = object()  # the place of a lease whose worker is gone
-_NOT_OF_TASKS = frozenset({Kind.PRELOAD, Kind.FORGET, Kind.DEBUG})  # what a worker is told beside its tasks
+_NOT_OF_TASKS = frozenset({Kind.PRELOAD, Kind.FORGET, Kind.DEBUG, Kind.EXIT})  # what a worker is told beside its tasks
+_TASKS = frozenset({Kind.TASK, Kind.CALL})
 _END_KINDS = frozenset({Kind.RESULT, Kind.ERROR, Kind.INTERRUPTED})
 
 
@@ -385,6 +388,11 @@ class LocalBackend(Backend):
         if not isinstance(worker, _Worker):
             self._host.post(Recalled(lease, ()))
             return
+        if lease.actor is not None and not lease.actor.in_order:
+            # It is there, and begins at once: what has become of it says STARTED, or INTERRUPTED.
+            self._send(worker, frame(Kind.CANCEL, id, flags=Flag.ASKS), ())
+            self._host.post(Recalled(lease, ()))
+            return
         back = self._take_back(worker, most=1 if id == ONE_PACKET else None)
         if id in (ONE_PACKET, EVERYTHING) or id in back:
             self._host.post(Recalled(lease, back))
@@ -436,7 +444,7 @@ class LocalBackend(Backend):
             for fd in fds:
                 os.close(fd)
             packets.append(data)
-            found += Kind.TASK in _kinds(data)
+            found += not _TASKS.isdisjoint(_kinds(data))
         ids: list[int] = []
         for data in packets:
             at = 0
@@ -447,7 +455,7 @@ class LocalBackend(Backend):
                     # What is left unread, or read at this moment, may need it: the worker gives back what it
                     # cannot run, and is told the function again.
                     worker.functions.discard(fn)
-                elif kind == Kind.TASK:
+                elif kind in _TASKS:
                     ids.append(id)
                 elif kind in _NOT_OF_TASKS:  # alone in its packet
                     self._send(worker, data, ())
@@ -457,7 +465,12 @@ class LocalBackend(Backend):
         worker = self._worker_of(task)
         if worker is None:
             return
+        if task.actor is not None and not task.actor.in_order:
+            self._send(worker, frame(Kind.CANCEL, task.id), ())
+            return
         self._ask_to_stop(worker, task.id)
+        if task.actor is not None:
+            return  # the flag, and nothing else
         pid = self._pid(worker)
         if not pid:
             return
@@ -521,6 +534,11 @@ class LocalBackend(Backend):
         if not reaper.stop_and_check(pid):
             return False
         return self._is_in(worker, task)
+
+    def end_actor(self, lease: Lease) -> None:
+        worker = lease.place
+        if isinstance(worker, _Worker):
+            self._send(worker, frame(Kind.EXIT), ())
 
     def retire(self, lease: Lease) -> None:
         worker = lease.place
@@ -623,6 +641,8 @@ class LocalBackend(Backend):
                 self._end_tree(worker)
         elif kind == Kind.STARTED:
             self._host.post(Started(id, from_json(body)["started_ns"] / 1e9))
+        elif kind == Kind.OUTPUT:
+            self._host.wrote(id, body, stderr=bool(flags & Flag.STDERR))
         elif kind in (Kind.DISPLAY, Kind.PROGRESS):
             if worker.debugged and kind == Kind.DISPLAY and from_json(body)["type"] == "debugged":
                 worker.debugged = False
@@ -630,6 +650,9 @@ class LocalBackend(Backend):
             self._host.told(kind, flags, id, body, fds)
         elif lease is None:
             pass
+        elif kind == Kind.EXIT:
+            self._host.hear_out(worker.number)
+            self._host.post(ActorExits(lease, bool(flags & Flag.LEAVES)))
         elif kind == Kind.IDLE and id:
             worker.left_over = False
             self._host.changed(id)
@@ -706,6 +729,8 @@ class LocalBackend(Backend):
         It was read, so it cannot be taken back; but it can be told to be passed over. First the ring, then the
         look, as for a cancel: what has not begun by then will not begin here.
         """
+        if lease.actor is not None:
+            return  # there are no others
         words = worker.page.words
         current = words[layout.CURRENT]
         packet = lease.packets[0]
@@ -915,6 +940,8 @@ class LocalBackend(Backend):
         return path
 
     def _is_in(self, worker: _Worker, task: Task) -> bool:
+        if isinstance(task, Actor) or (task.actor is not None and not task.actor.in_order):
+            return True  # alone, or with others
         words = worker.page.words
         return bool(words[layout.CURRENT] == task.id and words[layout.BUSY])
 

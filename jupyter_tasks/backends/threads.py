@@ -58,6 +58,14 @@ class ThreadBackend:
         """Sets the flag, and raises KeyboardInterrupt in it if it wants that."""
         self._say(task.owner, frame(Kind.CANCEL, task.id))
 
+    def retire(self, lease: Lease) -> None:
+        """Of an actor: it begins nothing any more, and what it has begun is told to stop; Gone when that is over."""
+        raise NotImplementedError
+
+    def end_actor(self, lease: Lease) -> None:
+        """As Backend.end_actor."""
+        raise NotImplementedError
+
     def running(self, lease: Lease) -> int:
         """As Backend.running."""
         return next((id for packet in lease.packets for id in packet if id in self._running), 0)

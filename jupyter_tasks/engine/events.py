@@ -14,6 +14,7 @@ from jupyter_tasks.engine.cancel import Cancel
 from jupyter_tasks.engine.states import State, Step
 
 if TYPE_CHECKING:
+    from jupyter_tasks.engine.actors import Actor
     from jupyter_tasks.engine.groups import Group
 
 __all__ = [
@@ -22,7 +23,11 @@ __all__ = [
     "GPU",
     "ONE_CPU",
     "ONE_PACKET",
+    "ActorClosed",
+    "ActorExits",
+    "ActorKilled",
     "Announce",
+    "Answer",
     "CancelAsked",
     "Capabilities",
     "Chapter",
@@ -35,11 +40,11 @@ __all__ = [
     "Died",
     "Drop",
     "End",
+    "EndActor",
     "Entry",
     "Event",
     "Fetched",
     "Finished",
-    "GiveRoom",
     "Gone",
     "GroupClosed",
     "GroupKept",
@@ -99,7 +104,7 @@ class TaskSpec:
     """How a task is to be run. Shared by all tasks of a function that were called with the same options."""
 
     name: str = "task"
-    kind: str = "function"  # or "cell"
+    kind: str = "function"  # or "cell", "actor", "call" (of an actor's method)
     demand: Demand = ONE_CPU
     timeout: float | None = None  # seconds, of each attempt
     grace: float | None = None  # seconds from interrupt to terminate
@@ -155,6 +160,7 @@ class Task(Entry):
 
     __slots__ = (
         "attempt",
+        "by_actor",
         "call",
         "call_fds",
         "cancel",
@@ -182,6 +188,8 @@ class Task(Entry):
         "waiting",
     )
 
+    actor: Actor | None = None  # a Call has one
+
     def __init__(self, id: int, owner: int, fn: int, spec: TaskSpec, call: bytes, plain: bool) -> None:
         # Entry.__init__ written out: this is the hot path.
         self.id = id
@@ -206,6 +214,7 @@ class Task(Entry):
         self.false_starts = 0  # workers that died between taking it and beginning it
         self.cancel: Cancel | None = None
         self.parent = 0  # id of the task that submitted it
+        self.by_actor = 0  # id of the actor that submitted it
         self.depth = 0  # how many tasks it is inside of
         self.children: list[int] | None = None
         self.group_id = 0  # the group that its submitter has named
@@ -241,6 +250,7 @@ class Lease:
     """
 
     __slots__ = (
+        "actor",
         "blocked",
         "closing",
         "demand",
@@ -273,6 +283,7 @@ class Lease:
         self.retired = False  # no more tasks: its place is being closed
         self.ghosts: set[int] = set()  # in `packets`, but taken back from there: will be skipped, run elsewhere
         self.closing = False  # no more tasks: it is closed after its last packet
+        self.actor: Actor | None = None  # who lives here: it ends with the actor, and is given nothing but its calls
         self.place: object = None  # the backend's own
 
 
@@ -390,6 +401,29 @@ class CancelAsked(NamedTuple):
     grace: float | None = None
 
 
+class ActorKilled(NamedTuple):
+    """Somebody wants the actor's process ended; answered when that is gone."""
+
+    id: int
+    no_restart: bool = True
+    reason: str = ""
+    client: int = 0  # 0: nobody waits for the answer
+    serial: int = 0
+
+
+class ActorClosed(NamedTuple):
+    """Somebody wants the actor to end when it has done the calls that it has."""
+
+    id: int
+
+
+class ActorExits(NamedTuple):
+    """The actor of this lease ends by itself: it begins no further call."""
+
+    lease: Lease
+    leaves: bool  # those that it had begun are over, too: now it runs its atexit functions
+
+
 class GroupMade(NamedTuple):
     """A client made a group; inside of this task of its, or of that group, or of neither (0)."""
 
@@ -495,6 +529,9 @@ Event: TypeAlias = (
     | Gone
     | IdleAgain
     | CancelAsked
+    | ActorKilled
+    | ActorClosed
+    | ActorExits
     | GroupMade
     | GroupClosed
     | GroupKept
@@ -603,12 +640,18 @@ class Drop(NamedTuple):
     fds: Sequence[int]
 
 
-class GiveRoom(NamedTuple):
-    """Answer a RoomAsked: so many items were taken."""
+class Answer(NamedTuple):
+    """To a client's question; of RoomAsked: so many items were taken."""
 
     client: int
     serial: int
-    taken: int
+    value: Any
+
+
+class EndActor(NamedTuple):
+    """The actor of this lease has nothing more to do, and is to leave by itself: Died and Gone follow."""
+
+    lease: Lease
 
 
 Instruction: TypeAlias = (
@@ -624,8 +667,8 @@ Instruction: TypeAlias = (
     | Announce
     | GroupTold
     | Drop
-    | Drop
-    | GiveRoom
+    | Answer
+    | EndActor
 )
 
 

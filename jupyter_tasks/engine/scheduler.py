@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
+from jupyter_tasks.engine.actors import Actor, ActorRules, Call
 from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
 from jupyter_tasks.engine.events import (
     CPU_UNITS,
@@ -29,7 +30,11 @@ from jupyter_tasks.engine.events import (
     GPU,
     MOST_DEPTH,
     ONE_PACKET,
+    ActorClosed,
+    ActorExits,
+    ActorKilled,
     Announce,
+    Answer,
     CancelAsked,
     Capabilities,
     Chapter,
@@ -46,7 +51,6 @@ from jupyter_tasks.engine.events import (
     Event,
     Fetched,
     Finished,
-    GiveRoom,
     Gone,
     GroupClosed,
     GroupKept,
@@ -93,6 +97,7 @@ from jupyter_tasks.wire.frames import (
     Kind,
     frame,
     from_json,
+    readdressed,
     show_id,
     to_json,
 )
@@ -122,11 +127,12 @@ LEND_AFTER = 1.0
 class _Queue:
     """Ready tasks of one priority and demand, oldest first."""
 
-    __slots__ = ("ahead", "demand", "priority", "tasks")
+    __slots__ = ("actors", "ahead", "demand", "priority", "tasks")
 
-    def __init__(self, priority: int, demand: Demand) -> None:
+    def __init__(self, priority: int, demand: Demand, actors: bool) -> None:
         self.priority = priority
         self.demand = demand
+        self.actors = actors  # each gets a place of its own
         # Tasks may be given before their lease is free. Not threads: they cannot be taken back to run elsewhere.
         self.ahead = not any(name.startswith("thread:") for name, _ in demand)
         self.tasks: deque[Task] = deque()
@@ -148,7 +154,7 @@ class Scheduler:
         self.groups: dict[int, Group] = {}  # those that are not final
         self.leases: dict[int, Lease] = {}
         self.queued = 0  # tasks in the queues, counting those cancelled meanwhile
-        self._queues: dict[tuple[int, Demand], _Queue] = {}
+        self._queues: dict[tuple[int, Demand, bool], _Queue] = {}
         self._by_demand: dict[Demand, list[Lease]] = {}  # leases that may be given tasks
         self._durations: dict[int, int] = {}  # function -> log2 us of its last run
         self._timers: list[tuple[float, int, Task, int, Step | None]] = []
@@ -157,6 +163,7 @@ class Scheduler:
         self._holds: dict[int, dict[int, int]] = {}  # client -> object -> refs, beside the owner's first one
         self._inside: dict[int, list[int]] = {}  # object -> what its value has refs to, and holds
         self._owned: dict[int, set[int]] = {}  # client other than the kernel -> entries whose first ref it has
+        self.actors = ActorRules(self)
         self._ended_members: list[Task] = []  # during this event: their groups hear of it when their owners do
         self._freed = False  # a lease has given its resources back during this event
         self._overdrawn = False  # some of `available` may be below 0; see _unblocked
@@ -172,7 +179,10 @@ class Scheduler:
             Died: self._died,
             Gone: self._gone,
             IdleAgain: self._idle_again,
-            CancelAsked: self._cancel_asked,
+            CancelAsked: self.cancel_asked,
+            ActorKilled: self._actor_killed,
+            ActorClosed: self._actor_closed,
+            ActorExits: self._actor_exits,
             GroupMade: self._group_made,
             GroupClosed: self._group_closed,
             GroupKept: self._group_kept,
@@ -196,8 +206,10 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes in one event; returns what is to be done, in this order."""
         self._handlers[type(event)](event, now)
-        if self._ended_members:
+        actors = self.actors
+        while self._ended_members or actors.due:
             self._members_ended(now)
+            actors.serve_all(now)
         if self.queued:
             self._dispatch(now)
         elif self._freed:
@@ -259,6 +271,7 @@ class Scheduler:
         for task in self.live.values():
             assert task.group is None or task.id in task.group.live, f"{show_id(task.id)} is in no group"
         assert self._inside.keys() <= self.objects.keys(), "a value that is gone still holds others"
+        self.actors.check()
         for entry in self.objects.values():
             assert entry.holders > 0 or entry.kind == 0, f"{show_id(entry.id)} is held by nobody"
 
@@ -282,7 +295,12 @@ class Scheduler:
                     objects[id].holders += 1
             if (task.parent or task.group_id) and self._join(task, now):
                 continue
-            if not task.deps or self._wait_for(task, now):
+            ready = not task.deps or self._wait_for(task, now)
+            if task.actor is not None:
+                if task.state is State.PENDING:
+                    assert isinstance(task, Call)
+                    self.actors.submitted(task, now)
+            elif ready:
                 self._enqueue(task)
 
     def _add_return(self, task: Task, index: int) -> None:
@@ -298,16 +316,22 @@ class Scheduler:
         parent: Task | None = None
         if task.parent:
             parent = self.live.get(task.parent)
-            if parent is not None:
+            if isinstance(parent, Actor):
+                task.by_actor = parent.id  # from its constructor, or a thread of its own
+            elif parent is not None:
                 if parent.children is None:
                     parent.children = []
                 parent.children.append(task.id)
+                if parent.actor is not None:
+                    task.by_actor = parent.actor.id
             else:
                 parent = self.find(task.parent)
             if parent is not None:
                 task.depth = min(parent.depth + 1, MOST_DEPTH - 1)
                 if not task.group_id:
                     group = parent.group
+        if isinstance(task, Actor):
+            group = None  # it lives as long as its handles
         if isinstance(group, Group) and (not group.kind or group.cancel is not None):  # otherwise it is over
             task.group = group
             group.live[task.id] = None
@@ -323,7 +347,7 @@ class Scheduler:
         if task.cancel is None:
             return False
         task.deps = ()
-        self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+        self.conclude(task, Step.ASKED, {"rung": "pending"}, now)
         return True
 
     def _wait_for(self, task: Task, now: float) -> bool:
@@ -332,7 +356,7 @@ class Scheduler:
         lost = next((id for id in task.deps if id not in self.objects), None)
         if lost is not None:
             task.deps = ()
-            self._conclude(task, Step.UPSTREAM_FAILED, _lost_object(task, lost), now)
+            self.conclude(task, Step.UPSTREAM_FAILED, _lost_object(task, lost), now)
             return False
         for id in task.deps:
             entry = self.objects[id]
@@ -350,7 +374,11 @@ class Scheduler:
         return task.waiting == 0
 
     def _enqueue(self, task: Task, *, front: bool = False) -> None:
-        key = (task.spec.priority - task.depth, task.spec.demand)
+        if task.actor is not None:
+            assert isinstance(task, Call)
+            self.actors.enqueue(task, front=front)
+            return
+        key = (task.spec.priority - task.depth, task.spec.demand, type(task) is Actor)
         queue = self._queues.get(key)
         if queue is None:
             if len(self._queues) > MOST_QUEUES:  # of other depths, as a rule
@@ -404,6 +432,8 @@ class Scheduler:
 
         True if it stopped before a task that came later than `until`, the oldest one of another queue.
         """
+        if queue.actors:
+            return self._house(queue, short, until)
         leases = self._by_demand.setdefault(queue.demand, [])
         if self._overdrawn and any(self.available.get(name, 0) < 0 for name, _ in queue.demand if name != GPU):
             self._lacks(queue.demand, short)
@@ -436,6 +466,27 @@ class Scheduler:
                     return bool(tasks)
         if self._head(tasks) is not None:
             self._lacks(queue.demand, short)
+        return False
+
+    def _house(self, queue: _Queue, short: set[str], until: int | None) -> bool:
+        """As `_serve`. Each actor gets a lease of its own, and keeps it."""
+        tasks = queue.tasks
+        while (head := self._head(tasks)) is not None:
+            if until is not None and head.seq > until:
+                return True
+            if self._overdrawn and any(self.available.get(name, 0) < 0 for name, _ in queue.demand if name != GPU):
+                self._lacks(queue.demand, short)
+                return False
+            if not self._take(queue.demand, short, shares=False):
+                self._lacks(queue.demand, short)
+                return False
+            tasks.popleft()
+            self.queued -= 1
+            assert isinstance(head, Actor)
+            lease = head.lease = self._open(queue.demand)
+            lease.actor = head
+            lease.packets.append([head.id])
+            self._out.append(Run(lease, [head]))
         return False
 
     def _head(self, tasks: deque[Task]) -> Task | None:
@@ -491,18 +542,19 @@ class Scheduler:
         by_backlog = len(queue.tasks) // (2 * max(1, len(self._by_demand[queue.demand])))
         return max(1, min(self.capabilities.packet, by_time, by_backlog))
 
-    def _take(self, demand: Demand, short: set[str], *, has_devices: bool = False) -> bool:
-        """Takes the demand's resources, from idle leases of other demands if need be. Devices are only looked for:
-        `_open` takes them."""
+    def _take(self, demand: Demand, short: set[str], *, has_devices: bool = False, shares: bool = True) -> bool:
+        """Takes the demand's resources, from idle leases of other demands if need be (or, if it `shares` with none, of
+        all). Devices are only looked for: `_open` takes them."""
         available = self.available
+        own = demand if shares else None
         for name, amount in demand:
             if name == GPU:
                 if not has_devices and not _chosen(self._devices, amount):
-                    self._reclaim_devices(amount, demand)
+                    self._reclaim_devices(amount, own)
                     short.add(name)
                     return False
             elif available.get(name, 0) < amount and (
-                len(self._by_demand) == 1 or not self._reclaim(name, amount, demand)
+                (shares and len(self._by_demand) == 1) or not self._reclaim(name, amount, own)
             ):
                 short.add(name)
                 return False
@@ -613,7 +665,7 @@ class Scheduler:
 
     @staticmethod
     def _is_idle(lease: Lease) -> bool:
-        return not (lease.packets or lease.retired or lease.blocked)
+        return not (lease.packets or lease.retired or lease.blocked or lease.actor is not None)
 
     def _could_go_on(self, lease: Lease) -> bool:
         """An idle lease with devices may have lost the rest of what it needs to others."""
@@ -629,7 +681,7 @@ class Scheduler:
             lease.holds = self._take(lease.demand, short, has_devices=True)
         return lease.holds
 
-    def _reclaim_devices(self, amount: int, wanted_by: Demand) -> None:
+    def _reclaim_devices(self, amount: int, wanted_by: Demand | None) -> None:
         """Ends idle places of other demands, as few as it takes, for devices that are free once these are gone."""
         coming = list(self._devices)  # what is left when those are gone that are on their way
         idle: list[Lease] = []
@@ -695,7 +747,7 @@ class Scheduler:
         task.state = next_state(task.state, Step.STARTED)
         task.started_at = event.at
         if task.spec.timeout is not None:
-            self._at(event.at + task.spec.timeout, task, Step.TIMED_OUT)
+            self.at(event.at + task.spec.timeout, task, Step.TIMED_OUT)
         if task.spec.watched:
             self._out.append(Announce(task))
         if task.cancel is not None:  # asked while it was on its way to the worker
@@ -724,6 +776,9 @@ class Scheduler:
                     self._out.append(Drop(end.fds))
                 continue
             self._out_of_packet(lease, end.id)
+            if isinstance(task, Actor):
+                self.actors.constructed(task, end, now)
+                continue
             if end.kind == Kind.INTERRUPTED or (task.cancel is not None and _ends_cancelled(task)):
                 if end.fds:
                     self._out.append(Drop(end.fds))
@@ -734,20 +789,28 @@ class Scheduler:
                     told = {}
                     self._interrupted(lease, task, end, now)
                 continue
-            durations[task.fn] = end.flags >> DURATION_SHIFT
+            if task.actor is None:
+                durations[task.fn] = end.flags >> DURATION_SHIFT
+            else:
+                assert isinstance(task, Call)
+                task.actor.durations[task.method] = end.flags >> DURATION_SHIFT
             step = Step.RETURNED if end.kind == Kind.RESULT else Step.RAISED
-            if step is Step.RAISED and end.flags & Flag.RETRYABLE and self._may_retry(task):
-                self._retry(task, "it raised", now)
+            if step is Step.RAISED and end.flags & Flag.RETRYABLE and self.may_retry(task):
+                self.retry(task, "it raised", now)
                 continue
             if end.flags & _STAYS[end.kind]:
                 self._linger(lease, task)
             task.frame, task.fds = end.frame, end.fds
             self._settle(task, step, end.kind, told, now)
         self._tell(told)
+        if lease.actor is not None:
+            self.actors.note(lease.actor)
         if not lease.packets:
             if lease.blocked and lease.lingering is None:
                 # An interrupt has cut off the word that the wait is over.
                 self._unblocked(UnBlocked(lease), now)
+            if lease.actor is not None:
+                return
             if not self.queued:
                 self._steal()
             # A lease of nothing holds nothing that somebody else could want: nobody would ever reclaim it.
@@ -770,17 +833,17 @@ class Scheduler:
     def _interrupted(self, lease: Lease, task: Task, end: End, now: float) -> None:
         """A KeyboardInterrupt ended the task, or its worker gave it back unbegun."""
         if end.flags & Flag.SKIPPED and task.cancel is None:
-            self._give_again(task)
+            self.give_again(task)
             return
         facts: dict[str, Any] = {"rung": "pending" if end.flags & Flag.SKIPPED else "interrupt"}
-        if task.spec.thread and task.cancel is not None and not end.flags & Flag.SKIPPED:
+        if _is_only_asked(task) and task.cancel is not None and not end.flags & Flag.SKIPPED:
             facts["rung"] = task.cancel.rung.name.lower()
         if end.flags & Flag.TAINTED:
             # Children or threads remain, or an import was cut in two: the worker goes first, then the word.
             lease.ending = (task, Step.STOPPED, facts)
             self._retire(lease)
             return
-        self._conclude(task, Step.STOPPED, facts, now)
+        self.conclude(task, Step.STOPPED, facts, now)
 
     def _retire(self, lease: Lease) -> None:
         unread = bool(lease.packets)
@@ -819,7 +882,7 @@ class Scheduler:
         if task.spec.watched:
             self._out.append(Announce(task))
 
-    def _conclude(self, task: Task, step: Step, facts: dict[str, Any], now: float) -> None:
+    def conclude(self, task: Task, step: Step, facts: dict[str, Any], now: float) -> None:
         """The task's end without a value: builds the record that says why."""
         cancel = task.cancel
         if step in (Step.STOPPED, Step.KILLED) and cancel is not None and cancel.source == "timeout":
@@ -829,6 +892,12 @@ class Scheduler:
         told: dict[int, list[bytes]] = {}
         task.frame = frame(Kind.FAILURE, task.id, to_json(_failure(task, step, facts, now)))
         self._settle(task, step, Kind.FAILURE, told, now)
+        self._tell(told)
+
+    def settle(self, task: Task, step: Step, kind: int, now: float) -> None:
+        """The task becomes final, with its frame as its outcome, and all who wait for it hear of it."""
+        told: dict[int, list[bytes]] = {}
+        self._settle(task, step, kind, told, now)
         self._tell(told)
 
     def _settle(self, task: Task, step: Step, kind: int, told: dict[int, list[bytes]], now: float) -> None:
@@ -845,7 +914,7 @@ class Scheduler:
             for i in range(1, task.spec.num_returns):
                 entry = self.objects.get(task.id + i)
                 if entry is not None and entry.kind == 0:
-                    entry.frame = _readdressed(task.frame, entry.id)
+                    entry.frame = readdressed(task.frame, entry.id)
                     self._outcome(entry, kind, told, now)
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
@@ -860,8 +929,18 @@ class Scheduler:
         self.history.append(task)
         if task.group is not None:
             self._ended_members.append(task)
+        if isinstance(task, Actor):
+            self.actors.ended(task, now)
         if task.spec.watched:
             self._out.append(Announce(task))
+
+    def forget_call(self, task: Task, now: float) -> None:
+        """It will not be begun again: what it was called with is not needed any more."""
+        self._unpin(task, now)
+        if task.call_fds:
+            self._out.append(Drop(task.call_fds))
+            task.call_fds = ()
+        task.call = b""
 
     def _note(self, task: Task, now: float, step: str, source: str = "", reason: str = "") -> None:
         """A chapter of the task's story. Of a long story the middle is left out."""
@@ -913,32 +992,38 @@ class Scheduler:
         else:  # a further return value has no state of its own; its outcome tells
             cancelled = entry.kind == Kind.FAILURE and from_json(entry.frame[HEADER_SIZE:])["type"] == "cancelled"
         told: dict[int, list[bytes]] = {}
-        task.frame = _readdressed(entry.frame, task.id)
+        task.frame = readdressed(entry.frame, task.id)
         step = Step.UPSTREAM_CANCELLED if cancelled else Step.UPSTREAM_FAILED
         self._settle(task, step, entry.kind, told, now)
         self._tell(told)
 
-    def _may_retry(self, task: Task) -> bool:
+    def may_retry(self, task: Task) -> bool:
+        """One more attempt is allowed."""
         most = task.spec.max_retries
         return task.cancel is None and (task.attempt < most or most < 0)
 
-    def _retry(self, task: Task, why: str, now: float) -> None:
+    def retry(self, task: Task, why: str, now: float) -> None:
+        """An attempt has failed, and there is another."""
+        self.begin_again(task, why, now)
+        if task.retry_at is None:
+            self.give_again(task)
+        elif task.spec.watched:
+            self._out.append(Announce(task))
+
+    def begin_again(self, task: Task, why: str, now: float) -> None:
+        """The same, without giving it to anybody: at its `retry_at` that is done; without one it is the caller's."""
         if task.started_at is not None:
             self._note_start(task)
         task.attempt += 1
         task.state = next_state(task.state, Step.RETRIED)
         self._note(task, now, Step.RETRIED, reason=why)
-        spec = task.spec
-        if not spec.retry_delay:
-            self._give_again(task)
-            return
-        pause = min(spec.retry_delay * spec.retry_backoff ** min(task.attempt - 1, 64), RETRY_MOST)
         task.lease = None
         task.started_at = None
-        task.retry_at = now + pause
-        self._at(task.retry_at, task, Step.RETRIED)
-        if spec.watched:
-            self._out.append(Announce(task))
+        spec = task.spec
+        if spec.retry_delay:
+            pause = min(spec.retry_delay * spec.retry_backoff ** min(task.attempt - 1, 64), RETRY_MOST)
+            task.retry_at = now + pause
+            self.at(task.retry_at, task, Step.RETRIED)
 
     def _note_start(self, task: Task) -> None:
         """Of an attempt that is over: that of the last one stands in the task."""
@@ -951,7 +1036,8 @@ class Scheduler:
             place -= 1
         task.story.insert(place, chapter)
 
-    def _give_again(self, task: Task) -> None:
+    def give_again(self, task: Task) -> None:
+        """Back in its queue, as the first."""
         task.lease = None
         task.started_at = None
         self._enqueue(task, front=True)
@@ -1023,12 +1109,12 @@ class Scheduler:
         asked = stream.asked
         if asked is not None and self._has_room(task, stream, asked.made):
             stream.asked = None
-            self._out.append(GiveRoom(asked.client, asked.serial, stream.taken))
+            self._out.append(Answer(asked.client, asked.serial, stream.taken))
 
     def _room_asked(self, event: RoomAsked, now: float) -> None:
         found = self._stream_of(event.id)
         if found is None:  # it was ended from here, and will hear of it
-            self._out.append(GiveRoom(event.client, event.serial, ALL_TAKEN))
+            self._out.append(Answer(event.client, event.serial, ALL_TAKEN))
         else:
             found[1].asked = event
             self._take_items(*found, 0)
@@ -1041,7 +1127,7 @@ class Scheduler:
         for inside in stream.inside.values():
             self._let_go(inside, now)
         if stream.asked is not None:
-            self._out.append(GiveRoom(stream.asked.client, stream.asked.serial, ALL_TAKEN))
+            self._out.append(Answer(stream.asked.client, stream.asked.serial, ALL_TAKEN))
 
     # -- leases -----------------------------------------------------------------------------------------------
 
@@ -1059,17 +1145,22 @@ class Scheduler:
                 # in the dead socket. It must not be given a third time.
                 continue
             if task.cancel is not None:
-                self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+                self.conclude(task, Step.ASKED, {"rung": "pending"}, now)
             else:
                 task.state = next_state(task.state, Step.RECALLED)
-                self._give_again(task)
-        if lease.closing and not lease.packets:
+                self.give_again(task)
+        if lease.actor is not None:
+            self.actors.note(lease.actor)
+        elif lease.closing and not lease.packets:
             self._close_idle(lease)
         elif lease.devices and not lease.packets:
             self._note_idle(lease, now)
 
     def _died(self, event: Died, now: float) -> None:
         lease = event.lease
+        if lease.actor is not None:
+            self.actors.process_died(lease.actor, event)
+            return
         self._stop_giving(lease)
         given = [id for packet in lease.packets for id in packet if id not in lease.ghosts]
         unbegun = [id for id in given if id != event.running]
@@ -1080,9 +1171,9 @@ class Scheduler:
             if task is None:
                 continue
             if task.cancel is not None:
-                self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+                self.conclude(task, Step.ASKED, {"rung": "pending"}, now)
             else:
-                self._give_again(task)
+                self.give_again(task)
         lease.packets.clear()
         lease.ghosts.clear()
         running = self.live.get(event.running)
@@ -1104,10 +1195,10 @@ class Scheduler:
             lease.ending = (running, Step.DIED, facts)
 
     def _crashed(self, task: Task, facts: dict[str, Any], now: float) -> None:
-        if self._may_retry(task) and not task.spec.thread:  # of a thread the process has gone that it belongs to
-            self._retry(task, facts.get("signal_name") or f"exit code {facts.get('exit_code')}", now)
+        if self.may_retry(task) and not task.spec.thread:  # of a thread the process has gone that it belongs to
+            self.retry(task, facts.get("signal_name") or f"exit code {facts.get('exit_code')}", now)
         else:
-            self._conclude(task, Step.DIED, facts, now)
+            self.conclude(task, Step.DIED, facts, now)
 
     def _false_start(self, unbegun: Sequence[int], event: Died, now: float) -> None:
         """The worker died before it began anything. Once is an accident; FALSE_STARTS times is the task."""
@@ -1118,11 +1209,14 @@ class Scheduler:
         if first.false_starts >= FALSE_STARTS and first.cancel is None:
             why = f"It died {FALSE_STARTS} times before the task could begin."
             facts = {"exit_code": event.exit_code, "signal_name": event.signal_name, "why": why}
-            self._conclude(first, Step.DIED, facts, now)
+            self.conclude(first, Step.DIED, facts, now)
 
     def _gone(self, event: Gone, now: float) -> None:
         lease = event.lease
         self._close(lease)
+        if lease.actor is not None:
+            self.actors.gone(lease.actor, lease, now)
+            return
         if lease.lingering is not None:
             task, lease.lingering = lease.lingering, None
             task.lease = None
@@ -1136,7 +1230,7 @@ class Scheduler:
         if step is Step.DIED and "memory" not in facts:
             self._crashed(task, facts, now)
         else:
-            self._conclude(task, step, facts, now)
+            self.conclude(task, step, facts, now)
 
     def _wait_began(self, event: WaitBegan, now: float) -> None:
         lease = event.lease
@@ -1147,7 +1241,7 @@ class Scheduler:
         if lease in leases:
             leases.remove(lease)
         self._give_back(lease)
-        if lease.packets:
+        if lease.packets and lease.actor is None:
             self._out.append(Recall(lease, EVERYTHING))
 
     def _unblocked(self, event: UnBlocked, now: float) -> None:
@@ -1171,12 +1265,14 @@ class Scheduler:
             if self._is_overdrawn(lease):
                 self._overdrawn = True
                 self._end_idle_beside()
-        if not lease.retired:  # it may be on its way out: an interrupt that ended the wait has tainted it
+        # It may be on its way out: an interrupt that ended the wait has tainted it.
+        if not lease.retired and lease.actor is None:
             self._by_demand.setdefault(lease.demand, []).append(lease)
 
     # -- stopping ---------------------------------------------------------------------------------------------
 
-    def _cancel_asked(self, event: CancelAsked, now: float) -> None:
+    def cancel_asked(self, event: CancelAsked, now: float) -> None:
+        """Somebody wants a task, or a group, stopped."""
         group = self.groups.get(event.id)
         if group is not None:
             self._cancel_group(group, event, now)
@@ -1188,6 +1284,10 @@ class Scheduler:
             if task.lease is not None and task.lease.lingering is task:
                 self._out.append(Retire(task.lease))  # what it left running
             return
+        if isinstance(task, Actor):
+            if event.force:  # a soft one says nothing: whose calls should it be about?
+                self.actors.kill(task, ActorKilled(task.id, reason=event.reason), now)
+            return
         children = task.children
         self._cancel(task, event, now)
         if event.recursive and children:
@@ -1195,7 +1295,7 @@ class Scheduler:
 
     def _cancel_children(self, task: Task, event: CancelAsked, now: float) -> None:
         for id in task.children or ():
-            self._cancel_asked(event._replace(id=id, source="parent"), now)
+            self.cancel_asked(event._replace(id=id, source="parent"), now)
 
     def task_of(self, id: int) -> Task | None:
         """The task with this id, or the one of whose return values this is one; of the final ones at least those
@@ -1223,10 +1323,10 @@ class Scheduler:
         cancel.recursive = event.recursive
         if task.state is State.PENDING:
             if task.lease is None:
-                self._conclude(task, Step.ASKED, {"rung": "pending"}, now)
+                self.conclude(task, Step.ASKED, {"rung": "pending"}, now)
                 return
             # It may have begun without our knowing. The backend finds out: Recalled or Started comes back.
-            if event.force and not task.spec.thread:
+            if event.force and not _is_only_asked(task):
                 cancel.rung = Rung.KILL
             self._out.append(Recall(task.lease, task.id))
             return
@@ -1238,9 +1338,10 @@ class Scheduler:
         assert cancel is not None
         first = task.state is not State.CANCELLING
         task.state = next_state(task.state, Step.ASKED)
-        if task.spec.thread:
+        if _is_only_asked(task):
             # There is no rung above: no deadline, no force. It is told again each time.
-            cancel.rung = Rung.INTERRUPT if task.spec.interruptible else Rung.ASK
+            awaits = task.actor is not None and task.actor.asynchronous
+            cancel.rung = Rung.INTERRUPT if task.spec.interruptible or awaits else Rung.ASK
             self._out.append(Interrupt(task))
         elif cancel.rung >= Rung.TERMINATE and not force and not first:
             return  # already above the interrupt
@@ -1248,7 +1349,7 @@ class Scheduler:
             self._stand_on(task, cancel.start(now, force=force or cancel.rung is Rung.KILL))
         self._note(task, now, Step.ASKED, cancel.source, cancel.reason)
         if cancel.climb_at is not None:
-            self._at(cancel.climb_at, task, None)
+            self.at(cancel.climb_at, task, None)
         if first and task.spec.watched:
             self._out.append(Announce(task))
 
@@ -1266,6 +1367,9 @@ class Scheduler:
         task = self.live.get(event.id)
         if task is None or task.state is State.PENDING:
             return
+        if isinstance(task, Actor):
+            self.actors.too_much_memory(task, event.used, now)
+            return
         task.used_memory = event.used
         if task.cancel is None or task.cancel.rung < Rung.KILL:
             task.cancel = Cancel("memory", "", now, None, recursive=True)
@@ -1273,7 +1377,8 @@ class Scheduler:
             wish = CancelAsked(0, force=True, reason="its parent used too much memory")
             self._cancel_children(task, wish, now)
 
-    def _at(self, when: float, task: Task, step: Step | None) -> None:
+    def at(self, when: float, task: Task, step: Step | None) -> None:
+        """Has `_tick` look at this task then; for what, says `step`."""
         self._ids += 1
         heapq.heappush(self._timers, (when, self._ids, task, task.attempt, step))
 
@@ -1283,6 +1388,8 @@ class Scheduler:
             return False
         if step is Step.RETRIED:
             return task.retry_at == when
+        if step is Step.KILLED:
+            return isinstance(task, Actor) and task.exit_by == when
         if step is Step.TIMED_OUT:
             # Also when the task has caught a cancel and goes on: a timeout is a deadline.
             return task.started_at is not None and (task.cancel is None or task.cancel.rung < Rung.TERMINATE)
@@ -1300,7 +1407,10 @@ class Scheduler:
             task = timer[2]
             if timer[4] is Step.RETRIED:
                 task.retry_at = None
-                self._give_again(task)
+                self.give_again(task)
+            elif timer[4] is Step.KILLED:
+                assert isinstance(task, Actor)
+                self.actors.overdue(task)
             elif timer[4] is Step.TIMED_OUT:
                 grace = task.spec.grace if task.spec.grace is not None else TIMEOUT_GRACE
                 if task.cancel is None:
@@ -1314,9 +1424,31 @@ class Scheduler:
                 self._stand_on(task, task.cancel.climb(now))
                 self._note(task, now, task.cancel.rung.name.lower(), task.cancel.source, task.cancel.reason)
                 if task.cancel.climb_at is not None:
-                    self._at(task.cancel.climb_at, task, None)
+                    self.at(task.cancel.climb_at, task, None)
                 if task.spec.watched:
                     self._out.append(Announce(task))
+
+    # -- actors -----------------------------------------------------------------------------------------------
+
+    def tell(self, instruction: Instruction) -> None:
+        """To be carried out after those before it."""
+        self._out.append(instruction)
+
+    def _actor_killed(self, event: ActorKilled, now: float) -> None:
+        actor = self.objects.get(event.id) or self.live.get(event.id)
+        if isinstance(actor, Actor):
+            self.actors.kill(actor, event, now)
+        elif event.client:
+            self._out.append(Answer(event.client, event.serial, True))  # it was over long ago
+
+    def _actor_closed(self, event: ActorClosed, now: float) -> None:
+        actor = self.live.get(event.id)
+        if isinstance(actor, Actor):
+            self.actors.closed(actor, now)
+
+    def _actor_exits(self, event: ActorExits, now: float) -> None:
+        if event.lease.actor is not None:
+            self.actors.exits(event.lease.actor, event.leaves, now)
 
     # -- threads ----------------------------------------------------------------------------------------------
 
@@ -1329,8 +1461,8 @@ class Scheduler:
         """Its threads are gone with it (Died has told of those that ran); what was to run there never will."""
         name = thread_slots(client)
         for task in list(self.live.values()):
-            if task.spec.thread and task.owner == client:
-                self._conclude(task, Step.DIED, {"exit_code": None, "signal_name": HOST_GONE}, now)
+            if task.spec.thread and task.owner == client and task.actor is None and not isinstance(task, Actor):
+                self.conclude(task, Step.DIED, {"exit_code": None, "signal_name": HOST_GONE}, now)
         for demand in [demand for demand in self._by_demand if any(held == name for held, _ in demand)]:
             for lease in list(self._by_demand.pop(demand)):
                 self._close_idle(lease)
@@ -1415,7 +1547,7 @@ class Scheduler:
                 grace = inner.grace if inner.grace is not None else group.cancel.grace
                 self._cancel_group(inner, wish._replace(id=id, grace=grace), now)
             elif id in self.live and (event.force or self.live[id].cancel is None):
-                self._cancel_asked(wish._replace(id=id), now)
+                self.cancel_asked(wish._replace(id=id), now)
             elif id in self.live:
                 self._set_deadline(self.live[id], group.cancel.grace, now)
         self._end_if_over(group, now)
@@ -1423,13 +1555,13 @@ class Scheduler:
     def _set_deadline(self, task: Task, grace: float | None, now: float) -> None:
         """A member that was cancelled before, by itself: it gets no second interrupt, but the group's deadline."""
         cancel = task.cancel
-        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE or task.spec.thread:
+        if cancel is None or cancel.climb_at is not None or cancel.rung >= Rung.TERMINATE or _is_only_asked(task):
             return
         cancel.grace = grace
         if task.state is State.CANCELLING:
             cancel.start(now, force=False)
             if cancel.climb_at is not None:
-                self._at(cancel.climb_at, task, None)
+                self.at(cancel.climb_at, task, None)
 
     def _end_if_over(self, group: Group | None, now: float) -> None:
         while group is not None and group.is_over:
@@ -1489,6 +1621,8 @@ class Scheduler:
         elif isinstance(entry, Group):
             entry.closed = True  # nobody can submit to it any more
             self._end_if_over(entry, now)
+        elif isinstance(entry, Actor):
+            self.actors.note(entry)
 
     def _forget(self, entry: Entry) -> None:
         self.objects.pop(entry.id, None)
@@ -1509,6 +1643,8 @@ class Scheduler:
                 if entry.holders <= 0 and entry.kind:
                     todo += self._inside.pop(entry.id, ())
                     self._forget(entry)
+                elif entry.holders <= 0 and isinstance(entry, Actor):
+                    self.actors.note(entry)
 
     def _unpin(self, task: Task, now: float) -> None:
         for id in (*task.deps, *task.pins):
@@ -1603,9 +1739,19 @@ class Scheduler:
         return before - len(kept)
 
 
+def _is_only_asked(task: Task) -> bool:
+    """It shares its process with others: it can be asked to stop, and nothing more."""
+    return task.spec.thread or task.actor is not None
+
+
 def _ends_cancelled(task: Task) -> bool:
-    """A thread that was asked to stop cannot be made to: whatever it returns, it is cancelled when it ends."""
-    return task.spec.thread and task.state is State.CANCELLING
+    """It was asked to stop, and cannot be made to: whatever it returns, it is cancelled when it ends. (A coroutine can
+    be made to: what it returns all the same counts.)"""
+    return (
+        task.state is State.CANCELLING
+        and _is_only_asked(task)
+        and not (task.actor is not None and task.actor.asynchronous)
+    )
 
 
 def _pieces(total: int) -> list[int]:
@@ -1646,11 +1792,6 @@ def _notice(entry: Entry) -> bytes:
     return frame(Kind.RESULT, entry.id, flags=Flag.BIG)
 
 
-def _readdressed(outcome: bytes, id: int) -> bytes:
-    """The same outcome for another object."""
-    return frame(outcome[4], id, outcome[HEADER_SIZE:])
-
-
 def _lost_object(task: Task | None, id: int) -> dict[str, Any]:
     return {"type": "lost", "task_id": show_id(task.id if task else id), "object_id": show_id(id)}
 
@@ -1660,6 +1801,8 @@ def _failure(task: Task, step: Step, facts: dict[str, Any], now: float) -> dict[
     record: dict[str, Any] = {"task_id": show_id(task.id), "name": task.spec.name}
     if facts.get("type") == "lost":
         return {**record, **facts}
+    if isinstance(task, Actor):
+        record["actor_id"] = show_id(task.id)
     cancel = task.cancel
     if cancel is not None:
         record |= {"source": cancel.source, "reason": cancel.reason, "seconds": now - cancel.asked_at}

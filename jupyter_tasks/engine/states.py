@@ -41,6 +41,7 @@ class Step(str, Enum):
     UPSTREAM_FAILED = "upstream failed"  # a dependency failed or crashed
     UPSTREAM_CANCELLED = "upstream cancelled"
     RETRIED = "retried"  # an attempt failed and another one is allowed
+    ACTOR_GONE = "actor gone"  # its actor has ended, or restarts: it was under way, or waited
     RECALLED = "recalled"  # given to a worker, but not begun, and back in the queue
 
     __hash__ = str.__hash__
@@ -53,6 +54,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (_S.PENDING, _T.ASKED): _S.CANCELLED,  # never runs
     (_S.PENDING, _T.UPSTREAM_FAILED): _S.FAILED,  # never runs
     (_S.PENDING, _T.UPSTREAM_CANCELLED): _S.CANCELLED,  # never runs
+    (_S.PENDING, _T.ACTOR_GONE): _S.FAILED,  # never runs
     (_S.PENDING, _T.RECALLED): _S.PENDING,
     # Tasks that nobody watches say nothing at their start: their end is the first we hear.
     (_S.PENDING, _T.RETURNED): _S.COMPLETED,
@@ -64,6 +66,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (_S.RUNNING, _T.RAISED): _S.FAILED,
     (_S.RUNNING, _T.STOPPED): _S.CANCELLED,  # its own code raised KeyboardInterrupt
     (_S.RUNNING, _T.DIED): _S.CRASHED,
+    (_S.RUNNING, _T.ACTOR_GONE): _S.CRASHED,
     (_S.RUNNING, _T.RETRIED): _S.PENDING,
     (_S.RUNNING, _T.ASKED): _S.CANCELLING,
     (_S.CANCELLING, _T.ASKED): _S.CANCELLING,  # asked again: another interrupt, or a higher rung
@@ -72,6 +75,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (_S.CANCELLING, _T.STOPPED): _S.CANCELLED,
     (_S.CANCELLING, _T.KILLED): _S.CANCELLED,
     (_S.CANCELLING, _T.TIMED_OUT): _S.FAILED,
+    (_S.CANCELLING, _T.ACTOR_GONE): _S.CRASHED,
     (_S.CANCELLING, _T.DIED): _S.CRASHED,  # its process ended before we did anything to it
 }
 

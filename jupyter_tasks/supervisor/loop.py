@@ -24,9 +24,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jupyter_tasks.backends.local import LocalBackend
 from jupyter_tasks.backends.threads import ThreadBackend
+from jupyter_tasks.engine.actors import Actor, Call
 from jupyter_tasks.engine.events import (
     CPU_UNITS,
+    ActorClosed,
+    ActorKilled,
     Announce,
+    Answer,
     CancelAsked,
     ClientGone,
     CloseLease,
@@ -34,10 +38,10 @@ from jupyter_tasks.engine.events import (
     Deliver,
     DeliverValue,
     Drop,
+    EndActor,
     Entry,
     Event,
     Fetched,
-    GiveRoom,
     GroupClosed,
     GroupKept,
     GroupMade,
@@ -71,6 +75,7 @@ from jupyter_tasks.engine.states import FINAL, State
 from jupyter_tasks.supervisor import memory, platform
 from jupyter_tasks.supervisor.tasklog import TaskLog
 from jupyter_tasks.wire.frames import (
+    CALL_OF,
     HEADER,
     HEADER_SIZE,
     PROTOCOL,
@@ -110,6 +115,7 @@ LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
 _SPEC_AS_IT_IS = frozenset(
     {"name", "kind", "timeout", "grace", "memory", "max_retries", "num_returns", "retry_delay", "retry_backoff"}
 )
+_CALL_AT = CALL_OF.unpack_from
 _SPEC_FIELDS = _SPEC_AS_IT_IS | {"cpus", "gpus", "resources", "announce", "generator"}
 
 
@@ -128,6 +134,25 @@ class _Client:
         self.out: deque[tuple[bytes, tuple[int, ...]]] = deque()  # what its socket had no room for
 
 
+class _Class:
+    """What is known of a class that actors are made of."""
+
+    def __init__(self, meta: dict[str, Any]) -> None:
+        self.meta = meta  # as its handles have it
+        self._specs: dict[tuple[str, int, bool], list[TaskSpec]] = {}
+
+    def specs(self, label: str, retries: int, thread: bool) -> list[TaskSpec]:
+        """How calls of its methods are run, for an actor with this name and `max_task_retries`."""
+        key = (label, retries, thread)
+        if key not in self._specs:
+            base = TaskSpec(kind="call", demand=(), max_retries=retries, thread=thread)
+            self._specs[key] = [
+                _spec({**method["options"], "name": f"{label}.{method['name']}"}, base)
+                for method in self.meta["methods"]
+            ]
+        return self._specs[key]
+
+
 class Supervisor:
     """See the module's text. `run` never returns."""
 
@@ -140,6 +165,7 @@ class Supervisor:
         self._count = 0
         self._events: deque[Event] = deque()
         self._functions: dict[int, tuple[bytes, tuple[int, ...], TaskSpec]] = {}
+        self._classes: dict[int, _Class] = {}  # by the function that makes an instance
         self._clients: dict[int, _Client] = {}
         self._detachment = _detachment(config) if "detached" in config else None
         # 1: the kernel. A detached one's are its own: one process may know many, and ids tell their tasks apart.
@@ -169,13 +195,14 @@ class Supervisor:
             Interrupt: lambda i: (self._threads if i.task.spec.thread else self._backend).interrupt(i.task),
             Terminate: lambda i: self._backend.terminate(i.task),
             Kill: lambda i: self._backend.kill(i.task),
-            Retire: lambda i: self._backend.retire(i.lease),
+            Retire: lambda i: self._backend_of(i.lease).retire(i.lease),
+            EndActor: lambda i: self._backend_of(i.lease).end_actor(i.lease),
             Deliver: self._deliver,
             DeliverValue: self._deliver_value,
             Announce: self._announce,
             GroupTold: self._group_told,
             Drop: lambda i: _close_all(i.fds),
-            GiveRoom: self._give_room,
+            Answer: self._answer,
         }
         self._ask: dict[str, Callable[[dict[str, Any]], Any]] = {
             "tasks": self._tasks_op,
@@ -188,6 +215,9 @@ class Supervisor:
             "story": self._story_op,
             "groups": self._groups_op,
             "item_contains": self._item_contains_op,
+            "actors": self._actors_op,
+            "get_actor": self._get_actor_op,
+            "actor_made": lambda question: isinstance(self._scheduler.objects.get(question["id"]), Actor),
             "keep": self._keep_op,
             "kept": self._kept_op,
             "end": self._end_op,
@@ -196,6 +226,7 @@ class Supervisor:
             "input": self._pass_on,
             "stack": self._stack,
             "room": self._room_asked,
+            "kill": self._kill,
             "attach": self._attach,
         }
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
@@ -498,7 +529,19 @@ class Supervisor:
                     spec = functions[fn][2]
                     tasks.append(Task(id, owner, fn, spec, data[at:stop], True))
                 else:
-                    tasks.append(self._task(client, data[at:stop], flags, nfds, fn, id))
+                    task = self._task(client, data[at:stop], flags, nfds, fn, id)
+                    if isinstance(task, Actor):  # what comes next may be calls of it
+                        self._events.append(Submitted([*tasks, task]))
+                        tasks = []
+                        self._pump()
+                    elif task is not None:
+                        tasks.append(task)
+                if len(tasks) >= BATCH:
+                    self._events.append(Submitted(tasks))
+                    tasks = []
+                    self._pump()
+            elif kind == Kind.CALL and client.known:
+                tasks.append(self._call(client, data[at:stop], flags, nfds, fn, id))
                 if len(tasks) >= BATCH:
                     self._events.append(Submitted(tasks))
                     tasks = []
@@ -513,22 +556,19 @@ class Supervisor:
             self._events.append(Submitted(tasks))
         client.inbox = data[at:] if at < end else b""
 
-    def _task(self, client: _Client, call: bytes, flags: int, nfds: int, fn: int, id: int) -> Task:
-        """A task with options or shared memory."""
+    def _task(self, client: _Client, call: bytes, flags: int, nfds: int, fn: int, id: int) -> Task | None:
+        """A task with options or shared memory; None: an actor whose name is taken."""
         options: dict[str, Any] = {}
         if flags & Flag.OPTIONS:
-            length = int.from_bytes(call[HEADER_SIZE : HEADER_SIZE + 4], "little")
-            options = self._options_in(call[HEADER_SIZE + 4 : HEADER_SIZE + 4 + length])
+            options, rest = self._split(call)
             if "plain" in options and not nfds:  # its group is for us alone: the worker gets a task like any other
-                body = call[HEADER_SIZE + 4 + length :]
-                task = Task(id, client.id, fn, self._functions[fn][2], frame(Kind.TASK, id, body, fn=fn), True)
+                task = Task(id, client.id, fn, self._functions[fn][2], frame(Kind.TASK, id, call[rest:], fn=fn), True)
                 task.group_id = options["group"]
                 return task
             if "pins" in options:
-                # For us alone. Thousands of ids would not fit into a message to the worker.
-                text = to_json({key: value for key, value in options.items() if key != "pins"})
-                body = len(text).to_bytes(4, "little") + text + call[HEADER_SIZE + 4 + length :]
-                call = frame(call[4], id, body, flags=flags, fn=fn, fds=nfds)
+                call = _without_pins(call, options, rest)
+            if "actor" in options:
+                return self._actor(client, call, fn, id, options, nfds)
         base = self._functions[fn][2] if fn else _FUNCTION if "threads" in options else _CELL
         spec = _spec(options, base) if not _SPEC_FIELDS.isdisjoint(options) else base
         if "threads" in options:
@@ -538,16 +578,68 @@ class Supervisor:
             changes = {"thread": True, "interruptible": options.get("interruptible", False)}
             spec = dataclasses.replace(spec, demand=tuple(sorted((*spec.demand, (slot, CPU_UNITS)))), **changes)
         task = Task(id, client.id, fn, spec, call, False)
-        task.deps = tuple(options.get("deps", ()))
-        task.pins = tuple(options.get("pins", ()))
-        task.parent = options.get("parent", 0)
-        task.group_id = options.get("group", 0)
-        task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
+        self._belongs(client, task, options, nfds)
         if spec.watched:
             if not self._waiting:
                 self.call_at(time.monotonic() + WAITING_AFTER, self._tell_waiting)
             self._waiting[id] = None
         return task
+
+    @staticmethod
+    def _belongs(client: _Client, task: Task, options: dict[str, Any], nfds: int) -> None:
+        task.deps = tuple(options.get("deps", ()))
+        task.pins = tuple(options.get("pins", ()))
+        task.parent = options.get("parent", 0)
+        task.group_id = options.get("group", 0)
+        task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
+
+    def _call(self, client: _Client, call: bytes, flags: int, nfds: int, fn: int, id: int) -> Task:
+        """A call of an actor's method."""
+        actor = self._scheduler.objects.get(fn)
+        if not isinstance(actor, Actor):  # everybody who can call one holds it: one that is no more ever was
+            task = Task(id, client.id, 0, _FUNCTION, call, False)
+            task.deps = (fn,)
+            task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
+            return task
+        if not flags:
+            return Call(id, client.id, actor, _CALL_AT(call, HEADER_SIZE)[0], call, not nfds)
+        options, rest = self._split(call)
+        method = _CALL_AT(call, rest)[0]
+        base = actor.methods[method]
+        spec = _spec(options, base) if not _SPEC_FIELDS.isdisjoint(options) else base
+        if "pins" in options:
+            call = _without_pins(call, options, rest)
+        task = Call(id, client.id, actor, method, call, False, spec)
+        self._belongs(client, task, options, nfds)
+        return task
+
+    def _actor(
+        self, client: _Client, call: bytes, fn: int, id: int, options: dict[str, Any], nfds: int
+    ) -> Actor | None:
+        """An actor that is to be made; None if its name is taken: its client asks for that."""
+        of, facts = self._classes[fn], options["actor"]
+        label = options["name"]
+        spec = dataclasses.replace(_spec(options, _ACTOR), thread="threads" in options)
+        actor = Actor(
+            *(id, client.id, fn, spec, call),
+            class_name=of.meta["name"],
+            methods=of.specs(label, facts["max_task_retries"], spec.thread),
+            concurrency=facts["concurrency"],
+            asynchronous=of.meta["asynchronous"],
+            name=facts["name"],
+            namespace=facts["namespace"],
+        )
+        self._belongs(client, actor, options, nfds)
+        if self._scheduler.actors.take_name(actor):
+            return actor
+        _close_all(actor.call_fds)
+        return None
+
+    def _split(self, call: bytes) -> tuple[dict[str, Any], int]:
+        """The options of a TASK or CALL, and where the rest of it begins."""
+        start = HEADER_SIZE + 4
+        rest = start + int.from_bytes(call[HEADER_SIZE:start], "little")
+        return self._options_in(call[start:rest]), rest
 
     def _options_in(self, text: bytes) -> dict[str, Any]:
         """The options of a task; nobody changes them. Those of a burst are all the same."""
@@ -575,7 +667,10 @@ class Supervisor:
             self._events.append(Taken(client.id, id, fn))
         elif kind == Kind.FUNCTION:
             length = int.from_bytes(body[:4], "little")
-            self._functions[fn] = (whole, fds, _spec(from_json(body[4 : 4 + length]), _FUNCTION))
+            options = from_json(body[4 : 4 + length])
+            self._functions[fn] = (whole, fds, _spec(options, _FUNCTION))
+            if "class" in options:
+                self._classes[fn] = _Class(options["class"])
         elif kind == Kind.PUT:
             entry = Entry(id, client.id)
             entry.kind = Kind.RESULT
@@ -589,6 +684,8 @@ class Supervisor:
                 self._events.append(Uploaded(client.id, id, whole, fds))
             else:
                 _close_all(fds)  # of a task that is over
+        elif kind == Kind.ACTOR_CLOSED:
+            self._events.append(ActorClosed(id))
         elif kind == Kind.GROUP:
             self._events.append(self._group(client, id, from_json(body)) if body else GroupClosed(id))
         elif kind == Kind.GROUP_COMPLETE:
@@ -708,10 +805,8 @@ class Supervisor:
                 outcome = HEADER.pack(size, kind, flags, nfds, instruction.serial, id) + outcome[HEADER_SIZE:]
             self._send(client, outcome, instruction.fds)
 
-    def _give_room(self, instruction: GiveRoom) -> None:
-        client = self._clients.get(instruction.client)
-        if client is not None:
-            self._send(client, frame(Kind.REPLY, instruction.serial, to_json(instruction.taken)))
+    def _answer(self, instruction: Answer) -> None:
+        self._say(instruction.client, frame(Kind.REPLY, instruction.serial, to_json(instruction.value)))
 
     def _announce(self, instruction: Announce) -> None:
         task = instruction.task
@@ -890,6 +985,11 @@ class Supervisor:
             record["kept"] = self._backend.keeps_frames(task)
         if task.spec.thread:
             record["executor"] = "thread"  # screens say that it cannot be killed
+        if isinstance(task, Actor):
+            pids = self._backend.processes(task)
+            record |= {**task.record(), "pid": pids[0] if pids else None}
+        elif task.actor is not None:
+            record["actor"] = task.actor.spec.name
         if task.group is not None:
             record["group"] = task.group.name
         if task.retry_at is not None:
@@ -919,8 +1019,8 @@ class Supervisor:
 
     def _slot_holders(self) -> Iterator[str]:
         for lease in self._scheduler.leases.values():
-            running = self._scheduler.live.get(self._backend_of(lease).running(lease))
-            if running is not None and (lease.holds or lease.keeps):
+            running = lease.actor or self._scheduler.live.get(self._backend_of(lease).running(lease))
+            if running is not None and lease.demand and (lease.holds or lease.keeps):
                 yield running.spec.name
 
     def _tasks_op(self, question: dict[str, Any]) -> Any:
@@ -1001,8 +1101,25 @@ class Supervisor:
         self._pump()
         return True
 
+    def _actors_op(self, question: dict[str, Any]) -> Any:
+        """All actors that are remembered."""
+        return [self._record(task) for task in self._scheduler.tasks() if isinstance(task, Actor)]
+
+    def _get_actor_op(self, question: dict[str, Any]) -> Any:
+        """The living actor of this name, or None; and what its handles need."""
+        actor = self._scheduler.actors.find(question["name"], question["namespace"])
+        if actor is None:
+            return None
+        meta = self._classes[actor.fn].meta
+        return {"id": actor.id, "label": actor.spec.name, "class": meta, "class_id": actor.fn}
+
+    def _kill(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """Answered when it is done."""
+        event = ActorKilled(question["id"], question["no_restart"], question["reason"], client.id, request)
+        self._events.append(event)
+
     def _room_asked(self, client: _Client, request: int, question: dict[str, Any]) -> None:
-        """Answered by GiveRoom."""
+        """Answered by Answer."""
         self._events.append(RoomAsked(client.id, request, question["task"], question["made"]))
 
     def _stack(self, client: _Client, request: int, question: dict[str, Any]) -> None:
@@ -1091,8 +1208,11 @@ class Supervisor:
     def _end_op(self, question: dict[str, Any]) -> Any:
         """Ends us, the task before: those who wait for it hear what became of it."""
         assert self._detachment is not None, "this supervisor ends with its kernel"
-        for id in list(self._scheduler.live):
-            self._events.append(CancelAsked(id, force=True, reason=question["reason"]))
+        for task in self._scheduler.live.values():
+            if isinstance(task, Actor):
+                self._events.append(ActorKilled(task.id, reason=question["reason"]))
+            elif task.actor is None:  # calls end with their actor
+                self._events.append(CancelAsked(task.id, force=True, reason=question["reason"]))
         limit = time.monotonic() + END_LIMIT
 
         def look() -> None:
@@ -1150,7 +1270,15 @@ _SAID_BY_HOSTS = frozenset(
     {Kind.STARTED, Kind.RESULT, Kind.ERROR, Kind.INTERRUPTED, Kind.BLOCKED, Kind.UNBLOCKED, Kind.YIELD}
 )
 _FUNCTION = TaskSpec()
+_ACTOR = TaskSpec(name="actor", kind="actor", demand=(), max_retries=0)
 _CELL = TaskSpec(name="cell", kind="cell", max_retries=0, watched=True)
+
+
+def _without_pins(call: bytes, options: dict[str, Any], rest: int) -> bytes:
+    """They are for us alone. Thousands of ids would not fit into a message to the worker."""
+    _, kind, flags, nfds, fn, id = HEADER.unpack_from(call)
+    text = to_json({key: value for key, value in options.items() if key != "pins"})
+    return frame(kind, id, len(text).to_bytes(4, "little") + text + call[rest:], flags=flags, fn=fn, fds=nfds)
 
 
 def _spec(options: dict[str, Any], base: TaskSpec) -> TaskSpec:

@@ -23,6 +23,7 @@ from typing import Any
 
 __all__ = [
     "ALL_TAKEN",
+    "CALL_OF",
     "CLIENT_SHIFT",
     "FUNCTION_SHIFT",
     "HEADER",
@@ -36,6 +37,7 @@ __all__ = [
     "Kind",
     "frame",
     "from_json",
+    "readdressed",
     "show_id",
     "to_json",
     "with_option",
@@ -48,6 +50,7 @@ HEADER_SIZE = HEADER.size
 CLIENT_SHIFT = 40  # 2**24 clients, 2**40 (a million million) tasks each
 ITEMS = (1 << 24) - 1 << CLIENT_SHIFT  # ids of items of generators come after this one
 FUNCTION_SHIFT = 32
+CALL_OF = struct.Struct("=H")  # which of the actor's methods
 ITEM_OF = struct.Struct("=QQ")  # id of the task, the item's place from 0
 ALL_TAKEN = (1 << 63) - 1
 MAX_FDS = 200  # per message; the kernel's own limit is 253 (SCM_MAX_FD)
@@ -68,7 +71,8 @@ class Kind:
     FAILURE = 6      # S->C: no value will come (body: JSON, why: cancelled, crashed, memory, timeout, lost)
     INTERRUPTED = 7  # W->S: a KeyboardInterrupt ended the task's code, or it was skipped as cancelled
     STARTED = 8      # W->S: the task's code begins now (only asked for with Flag.ANNOUNCE)
-    CANCEL = 9       # C->S: cancel task `id` (body: JSON)
+    CANCEL = 9       # C->S: cancel task `id` (body: JSON). S->W, of actors that do several calls at a time, and S->C,
+                     # of threads: it is to stop; with Flag.ASKS: only if it has not begun, otherwise say STARTED
     RELEASE = 10     # C->S: these objects (body: array of u64) have one holder less
     HOLD = 11        # C->S: these objects have one holder more; with an `id`, for as long as that object lives
     FETCH = 12       # C->S: send me object `id` when it is there, with its bytes
@@ -76,7 +80,7 @@ class Kind:
     REQUEST = 14     # C->S: JSON question; `id` is echoed in the answer
     REPLY = 15       # S->C: JSON answer
     EVENT = 16       # S->C: task `id` changed (body: JSON), for those who watch it
-    OUTPUT = 17      # S->C: bytes that task `id` wrote; Flag.STDERR tells the stream
+    OUTPUT = 17      # S->C: bytes that task `id` wrote; Flag.STDERR tells the stream. W->S: of one of several calls
     DISPLAY = 18     # W->S->C: rich output of task `id` (body: JSON, a Jupyter message content)
     PROGRESS = 19    # W->S->C: a progress bar of task `id` moved (body: JSON)
     IDLE = 20        # W->S: what a finished task had left is gone; with an `id`: all but the frames kept of that task
@@ -90,6 +94,10 @@ class Kind:
     TAKEN = 28       # C->S: of the items of task `id`, `fn` were taken; ALL_TAKEN: nobody will take any more
     GROUP_COMPLETE = 29  # C->S: a group without a block, kept open for a member that was to come, has it
     GROUP = 30       # C->S: object `id` is a group of tasks (body: JSON); with no body: its block was left
+    CALL = 31        # C->S, S->W: run a method of the actor `fn` as task `id` (body: as in TASK, but CALL_OF before the
+                     # arguments)
+    EXIT = 32        # S->W: the actor is to leave. W->S: it begins no further call; with Flag.LEAVES: no call runs
+    ACTOR_CLOSED = 33  # C->S: the actor `id` is to end when it has done the calls that it has
     # fmt: on
 
 
@@ -100,6 +108,8 @@ class Flag:
     OPTIONS = 1  # TASK: the body begins with u32 length and JSON options
     STDERR = 1  # OUTPUT
     ANNOUNCE = 2  # TASK: say STARTED
+    ASKS = 1  # CANCEL
+    LEAVES = 1  # EXIT: it is about to run its atexit functions
     LINGERS = 2  # RESULT, ERROR, INTERRUPTED: threads or children of the task still run
     TAINTED = 4  # INTERRUPTED: the worker must not be used again
     RETRYABLE = 4  # ERROR: an exception that the task wants to be run again for
@@ -125,6 +135,11 @@ def with_option(call: bytes, name: str, value: Any) -> bytes:
         options, body = from_json(body[4 : 4 + length]), body[4 + length :]
     text = to_json({**options, name: value})
     return frame(kind, id, len(text).to_bytes(4, "little") + text + body, flags=flags | Flag.OPTIONS, fn=fn, fds=fds)
+
+
+def readdressed(outcome: bytes, id: int) -> bytes:
+    """The same outcome for another object."""
+    return frame(outcome[4], id, outcome[HEADER_SIZE:])
 
 
 def to_json(value: Any) -> bytes:

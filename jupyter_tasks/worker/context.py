@@ -82,8 +82,17 @@ def client_of_worker() -> Client:
             assert worker is not None
             _client = connect(worker.config["socket"], worker.config["key"], worker.config["number"])
             _client.on_wait = worker.waiting
-            _client.parent = lambda: worker.task_id
+            _client.parent = _submitter
         return _client
+
+
+def _submitter() -> int:
+    """The id of the task that this code belongs to; in an actor, outside of its calls, that of the actor; or 0."""
+    call = thread_call.get()
+    if call is not None:
+        return int(call.task_id)
+    worker = current_worker()
+    return worker.task_id or (worker.actor.id if worker.actor is not None else 0)
 
 
 def has_client() -> bool:

@@ -56,6 +56,7 @@ __all__ = ["start"]
 
 FLUSH_AFTER = 0.001  # seconds after which a packet's ends are not held back any more; a whole packet takes about that
 LOOK_AGAIN = 0.05  # seconds between looks at whether what a task left running has ended
+_NONE = b"\0" + pickle.dumps(None, 5)
 MOST_DURATION = 15  # log2 us; the four bits that a header has for it
 
 # Helpers that libraries start once and keep: they belong to the worker, not to the task that happened to be first.
@@ -150,6 +151,7 @@ class _Worker:
         self._send_lock = threading.RLock()  # display and progress may come from threads, and from finalizers in a send
         self._around: _Around | None = None  # what a function task is to leave as it found it
         self._baseline_threads = threading.active_count()
+        self.actor: Any = None  # the actors.Host that this worker is the home of
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -172,6 +174,8 @@ class _Worker:
             if not data:
                 os._exit(0)
             self._packet(data, fds)
+            if self.actor is not None:
+                self.actor.serve()
 
     def _packet(self, data: bytes, fds: list[int]) -> None:
         at, end = 0, len(data)
@@ -188,6 +192,13 @@ class _Worker:
                 if at < end and time.perf_counter() - began > FLUSH_AFTER:
                     self._flush()
                     began = time.perf_counter()
+            elif kind == Kind.CALL:
+                self._actor_call(id, flags, body, fd)
+                if at < end and time.perf_counter() - began > FLUSH_AFTER:
+                    self._flush()
+                    began = time.perf_counter()
+            elif kind == Kind.EXIT:
+                self.actor.leave()
             elif kind == Kind.RESULT:
                 self._values[id] = (body, fd)
             elif kind == Kind.FUNCTION:
@@ -225,11 +236,13 @@ class _Worker:
                 return
         self._task_fn, self._task_options, self._waits = fn, options, 0
         progress.set_report(self._report_progress)  # bars of an earlier task are nobody's parents
-        if flags & Flag.ANNOUNCE:
+        makes_actor = "actor" in options
+        if flags & Flag.ANNOUNCE or makes_actor:
             self._flush()
             self.send(Kind.STARTED, id, to_json({"started_ns": self.page.words[layout.STARTED_NS]}))
         self.streams.install()
         guard.install()
+        guard.only_asks = makes_actor
         # Not in user code: an interrupt in the middle would leave it half done.
         count = self.functions[fn].threads if fn else threads.wanted(options, threads.KERNELS)
         if count != self.threads.count:
@@ -244,7 +257,9 @@ class _Worker:
         try:
             guard.in_user_code = True
             guard.check()
-            if fn == 0:
+            if makes_actor:
+                ends = [self._make_actor(id, fn, options, body, fd)]
+            elif fn == 0:
                 ends, fds = self._cell(id, options, body, fd)
             else:
                 ends, fds = self._attempt(id, fn, options, body, fd)
@@ -265,7 +280,7 @@ class _Worker:
         if self._values:
             self._drop_values()
         self.streams.wait_until_read()
-        left_over = self._leaves_something()
+        left_over = self.actor is None and self._leaves_something()
         interrupted = ends is None
         if ends is None:
             self._failure = None
@@ -286,12 +301,78 @@ class _Worker:
         self._end(ends, alone=streams or bool(fds))
         guard.end()
         self.task_id = 0
-        if fds or flags & Flag.ANNOUNCE or self._given_back or streams:
+        if fds or flags & Flag.ANNOUNCE or self._given_back or streams or makes_actor:
             self._flush(fds)
         if self._cleanup is not None and not self._left_over and self._kept is None:
             self._clean_up()
         if interrupted and context.has_client():
             gc.collect()  # an interrupt and its frames may hold each other, and refs with them
+
+    def _make_actor(self, id: int, fn: int, options: dict[str, Any], body: bytes, fd: int | None) -> bytes:
+        """This worker becomes the home of an actor. Returns how its constructor ended."""
+        from jupyter_tasks.worker import actors
+
+        self._around = None  # what it does to its environment is its own
+        self.actor = actors.make_host(self, id, options, self.functions[fn])
+        try:
+            args, kwargs = self._arguments(body, fd)
+            self.actor.construct(args, kwargs)
+        except SystemExit as error:
+            if code := _exit_code(error):
+                os._exit(code)
+            self.actor.leave()
+        except BaseException as error:
+            return actors.constructor_failed(id, options["name"], error)
+        return frame(Kind.RESULT, id, _NONE)
+
+    def _actor_call(self, id: int, flags: int, body: bytes, fd: int | None) -> None:
+        """A call of this worker's actor, if that does one at a time."""
+        from jupyter_tasks.worker import actors
+
+        guard = self.guard
+        if guard.begin(id):
+            self._skip(id, fd)
+            guard.end()
+            return
+        call = actors.ActorCall(self.actor, id, flags, body, fd, self._values)
+        self._values = {}
+        if any(dep not in call._values for dep in call.options.get("deps", ())):
+            call.drop()
+            self._skip(id, None)  # they were taken back between two reads
+            guard.end()
+            return
+        self.task_id = id
+        self._waits = 0
+        progress.set_report(self._report_progress)
+        if call.announce:
+            self._flush()
+            self.send(Kind.STARTED, id, to_json({"started_ns": self.page.words[layout.STARTED_NS]}))
+        self.streams.install()
+        guard.install()
+        began = time.perf_counter()
+        token = context.thread_call.set(call)
+        guard.in_user_code = True  # for `waiting`: nothing is raised in an actor
+        try:
+            ends, fds = self.actor.run(call)
+        except SystemExit as error:
+            self._flush()
+            if code := _exit_code(error):
+                os._exit(code)
+            self.actor.leave()
+        except BaseException:
+            ends, fds = [_error_frame(id, sys.exc_info(), flags=0)], []
+        finally:
+            guard.in_user_code = False
+            context.thread_call.reset(token)
+        took = int((time.perf_counter() - began) * 1e6).bit_length()
+        self.streams.wait_until_read()
+        ends[-1] = _with_flags(ends[-1], min(took, MOST_DURATION) << DURATION_SHIFT)
+        streams = call.option("generator") == "streaming"
+        self._end(ends, alone=streams or bool(fds))
+        guard.end()
+        self.task_id = 0
+        if fds or call.announce or streams:
+            self._flush(fds)
 
     def _debug(self, id: int) -> None:
         """Opens the frames of the failed task in a debugger, and tells when that is over."""
@@ -413,6 +494,9 @@ class _Worker:
         fn, options = self._task_fn, self._task_options
         if not self.task_id:
             return None
+        if self.actor is not None:
+            facts: context.TaskFacts = self.actor.facts(None)
+            return facts
         function = self.functions[fn] if fn else None
         held = options if function is None else function.options
         return context.task_facts(held, function.call if function is not None else None, options.get("attempt", 0))

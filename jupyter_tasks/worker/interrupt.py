@@ -56,6 +56,7 @@ class Guard:
         self.in_user_code = False
         self._late = False  # an interrupt came while it was held back
         self.tainted = False  # an interrupt landed inside an import
+        self.only_asks = False  # an actor: its calls are asked to stop, and nothing is raised
         self._handler = self._handle_signal  # one object each: a bound method is a new one at every look
         self._hook = self._unraisable
 
@@ -133,6 +134,8 @@ class Guard:
         if self._words[layout.COUNT] != self._seen:
             self._learn()
         self._words[layout.HANDLED] = self._seen  # until then the supervisor sends it again
+        if self.only_asks:
+            return
         if not self.in_user_code or self.current not in self._asked or frame is None:
             self._late = self.current in self._asked
             return  # for a task that has ended, or one that has not begun and will be skipped

@@ -190,11 +190,17 @@ class Sender:
         self._taken = 0  # as far as we have heard
 
     def take(self, item: Any) -> None:
-        """Sends it. Raises a KeyboardInterrupt when it is sent, or not at all.
+        """Sends it, and waits for room. Raises a KeyboardInterrupt when it is sent, or not at all.
 
         Raises:
             UnserializableError: it cannot be sent.
         """
+        self.tell(item)
+        if self.is_full:
+            self.wait_for_room()
+
+    def tell(self, item: Any) -> None:
+        """The first half of it."""
         refs: list[ObjectRef] = []
         note = functools.partial(note_ref, refs)
         data, buffers = serialize.dumps(item, root=f"item {self._made}", to="the kernel", reducers=note)
@@ -208,10 +214,17 @@ class Sender:
             late = guard.go_on()
         if late:
             raise KeyboardInterrupt
-        if self._backpressure and self._made - self._taken >= self._backpressure:
-            # Through the client: so the task's slot is free meanwhile, and an interrupt wakes it.
-            client = context.client_of_worker()
-            self._taken = client.request("room", timeout=None, task=self._id, made=self._made)
+
+    @property
+    def is_full(self) -> bool:
+        """So many items are not taken that no further one is to be made."""
+        return bool(self._backpressure) and self._made - self._taken >= self._backpressure
+
+    def wait_for_room(self) -> None:
+        """Until one more may be made."""
+        # Through the client: so the task's slot is free meanwhile, and an interrupt wakes it.
+        client = context.client_of_worker()
+        self._taken = client.request("room", timeout=None, task=self._id, made=self._made)
 
     def _send(self, payload: shared.Payload, refs: list[ObjectRef]) -> None:
         if refs:
@@ -237,4 +250,4 @@ def note_ref(refs: list[ObjectRef], value: object) -> Any:
 
 
 # Where an interrupt waits until the user's code goes on.
-OWN_CODE = frozenset(function.__code__ for function in (drive, _drive, _drive_async, _given, Sender.take))
+OWN_CODE = frozenset(function.__code__ for function in (drive, _drive, _drive_async, _given, Sender.take, Sender.tell))

@@ -17,7 +17,10 @@ import os
 import sys
 import termios
 import time
+from collections.abc import Callable
 from typing import Any
+
+from jupyter_tasks.worker import context
 
 __all__ = ["Streams"]
 
@@ -31,6 +34,8 @@ class Streams:
     def __init__(self, out_fd: int, err_fd: int) -> None:
         # Kept beside 1 and 2, so that user code that closes or redirects those harms only itself.
         self._kept = [_move_up(out_fd), _move_up(err_fd)]
+        # Where several calls of an actor run at once, what each prints is told as its own: task id, descriptor, bytes.
+        self.tell: Callable[[int, int, bytes], None] | None = None
         self._last: int | None = None  # descriptor that was written to last, None: none, or the socket
         self._unread = array.array("i", [0])
         for fd in self._kept:
@@ -116,6 +121,9 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: Any, /) -> int:
         view = memoryview(data).cast("B")
+        if self._streams.tell is not None and (call := context.thread_call.get()) is not None:
+            self._streams.tell(call.task_id, self._fd, bytes(view))
+            return len(view)
         if self._streams._last != self._fd:
             self._streams.switch_to(self._fd)
         total = len(view)

@@ -23,6 +23,7 @@ from jupyter_tasks.engine.events import (
     EVERYTHING,
     ONE_PACKET,
     Announce,
+    Answer,
     CancelAsked,
     Capabilities,
     ClientGone,
@@ -38,7 +39,6 @@ from jupyter_tasks.engine.events import (
     Event,
     Fetched,
     Finished,
-    GiveRoom,
     Gone,
     GroupClosed,
     GroupMade,
@@ -193,7 +193,7 @@ class Fake:
                 self.open_fds.remove(fd)
         elif kind is GroupTold:
             self.look_at_group(instruction.group)
-        elif kind is GiveRoom:
+        elif kind is Answer:
             for _, place in self.places.values():
                 if place.asked_for_room == instruction.serial:
                     place.asked_for_room = 0
@@ -812,7 +812,7 @@ ALL_EVENTS = (
         Contains,
         Released,
     ),
-    *(Fetched, ClientGone, WaitBegan, UnBlocked, Tick, Yielded, ItemContains, Taken, RoomAsked, GiveRoom),
+    *(Fetched, ClientGone, WaitBegan, UnBlocked, Tick, Yielded, ItemContains, Taken, RoomAsked, Answer),
     *(GroupMade, GroupClosed, GroupTold),
     *(Run, CloseLease, Recall, Interrupt, Terminate, Kill, Retire, Deliver, DeliverValue, Announce, Drop),
 )

@@ -8,6 +8,7 @@ import pytest
 from engine_rig import KERNEL, Rig, kinds, only
 
 from jupyter_tasks.engine.events import (
+    Answer,
     ClientGone,
     Contains,
     Deliver,
@@ -16,7 +17,6 @@ from jupyter_tasks.engine.events import (
     Entry,
     Fetched,
     Finished,
-    GiveRoom,
     ItemContains,
     Put,
     Released,
@@ -192,7 +192,7 @@ def test_of_an_item_that_is_never_told_they_are_let_go(rig: Rig, how: str) -> No
 
 def test_without_backpressure_there_is_always_room(rig: Rig) -> None:
     task = generator(rig)
-    assert rig.event(RoomAsked(WORKER, 1, task.id, 1000)) == [GiveRoom(WORKER, 1, 0)]
+    assert rig.event(RoomAsked(WORKER, 1, task.id, 1000)) == [Answer(WORKER, 1, 0)]
 
 
 def test_room_is_given_when_enough_were_taken(rig: Rig) -> None:
@@ -201,9 +201,9 @@ def test_room_is_given_when_enough_were_taken(rig: Rig) -> None:
         rig.event(Yielded(task.id, place, b"a"))
     assert rig.event(RoomAsked(WORKER, 1, task.id, 2)) == []
     assert rig.event(Taken(KERNEL, task.id, 0)) == []
-    assert rig.event(Taken(KERNEL, task.id, 1)) == [GiveRoom(WORKER, 1, 1)]
+    assert rig.event(Taken(KERNEL, task.id, 1)) == [Answer(WORKER, 1, 1)]
     assert rig.event(Taken(KERNEL, task.id, 2)) == []  # nobody asks any more
-    assert rig.event(RoomAsked(WORKER, 2, task.id, 3)) == [GiveRoom(WORKER, 2, 2)]
+    assert rig.event(RoomAsked(WORKER, 2, task.id, 3)) == [Answer(WORKER, 2, 2)]
 
 
 def test_only_the_owner_takes(rig: Rig) -> None:
@@ -217,7 +217,7 @@ def test_when_the_generator_is_dropped_there_is_room_and_items_are_not_kept(rig:
     task = generator(rig, backpressure=1)
     rig.event(Yielded(task.id, 0, b"a"))
     rig.event(RoomAsked(WORKER, 1, task.id, 1))
-    assert rig.event(Taken(KERNEL, task.id, ALL_TAKEN)) == [GiveRoom(WORKER, 1, ALL_TAKEN)]
+    assert rig.event(Taken(KERNEL, task.id, ALL_TAKEN)) == [Answer(WORKER, 1, ALL_TAKEN)]
     fd = rig.fd()
     assert rig.event(Yielded(task.id, 1, b"b", (fd,))) == [Drop((fd,))]
     assert len(items(rig)) == 1
@@ -231,9 +231,9 @@ def test_when_its_owner_has_gone_the_same(rig: Rig, begun: bool) -> None:
         assert rig.event(RoomAsked(6, 1, task.id, 1)) == []
     out = rig.event(ClientGone(WORKER))
     if begun:
-        assert out == [GiveRoom(6, 1, ALL_TAKEN)]
+        assert out == [Answer(6, 1, ALL_TAKEN)]
     assert rig.event(Yielded(task.id, 1, b"b")) == []
-    assert rig.event(RoomAsked(6, 2, task.id, 2)) == [GiveRoom(6, 2, ALL_TAKEN)]
+    assert rig.event(RoomAsked(6, 2, task.id, 2)) == [Answer(6, 2, ALL_TAKEN)]
     rig.finish(task)
     assert rig.scheduler.objects == {}
 
@@ -244,8 +244,8 @@ def test_a_question_of_a_task_that_has_ended_is_answered(rig: Rig) -> None:
     rig.event(Yielded(task.id, 0, b"a"))
     rig.event(RoomAsked(WORKER, 1, task.id, 1))
     out = rig.event(Finished(task.lease, [rig.end(task)]))  # type: ignore[arg-type]
-    assert GiveRoom(WORKER, 1, ALL_TAKEN) in out
-    assert rig.event(RoomAsked(WORKER, 2, task.id, 1)) == [GiveRoom(WORKER, 2, ALL_TAKEN)]
+    assert Answer(WORKER, 1, ALL_TAKEN) in out
+    assert rig.event(RoomAsked(WORKER, 2, task.id, 1)) == [Answer(WORKER, 2, ALL_TAKEN)]
 
 
 def test_a_further_attempt_asks_in_the_place_of_the_one_before(rig: Rig) -> None:
@@ -256,7 +256,7 @@ def test_a_further_attempt_asks_in_the_place_of_the_one_before(rig: Rig) -> None
     rig.die(task.lease, task)  # type: ignore[arg-type]
     rig.start(task)
     assert rig.event(RoomAsked(6, 9, task.id, 1)) == []
-    assert rig.event(Taken(KERNEL, task.id, 1)) == [GiveRoom(6, 9, 1)]
+    assert rig.event(Taken(KERNEL, task.id, 1)) == [Answer(6, 9, 1)]
 
 
 def test_an_item_inside_a_value_lives_as_long_as_that(rig: Rig) -> None:
