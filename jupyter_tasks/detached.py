@@ -308,11 +308,8 @@ class Starting:
         self._is_kept = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not self._is_kept:
-            self.client.close()  # which it takes for our end
-            with _lock:
-                _clients.pop(self.entry.key, None)
-            _wait_until_gone(self.entry)
+        if not self._is_kept:  # or an interrupt came before the answer: so it is told
+            end(self.entry)
 
 
 def by_value(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

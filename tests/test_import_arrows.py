@@ -109,10 +109,10 @@ def test_imports_point_down_only(path: Path) -> None:
 def test_public_names() -> None:
     """What we would defend for years. A new name here is a decision."""
     assert set(jupyter_tasks.__all__) == {
-        "Executor", "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "TaskGroup", "__version__", "as_completed",
-        "cancel", "exceptions", "get", "get_runtime_context", "get_task", "init", "is_initialized", "load_ipython_extension",
-        "progress", "put", "register_joblib", "remote", "shutdown", "tasks", "track",
-        "unload_ipython_extension", "wait",
+        "ActorClass", "ActorHandle", "Executor", "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "TaskGroup",
+        "__version__", "actor", "as_completed", "cancel", "exceptions", "exit_actor", "get", "get_actor",
+        "get_runtime_context", "get_task", "init", "is_initialized", "kill", "list_actors", "load_ipython_extension", "method",
+        "progress", "put", "register_joblib", "remote", "shutdown", "tasks", "track", "unload_ipython_extension", "wait",
     }  # fmt: skip
     for name in jupyter_tasks.__all__:
         assert getattr(jupyter_tasks, name) is not None

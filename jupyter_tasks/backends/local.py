@@ -393,7 +393,8 @@ class LocalBackend(Backend):
             self._send(worker, frame(Kind.CANCEL, id, flags=Flag.ASKS), ())
             self._host.post(Recalled(lease, ()))
             return
-        back = self._take_back(worker, most=1 if id == ONE_PACKET else None)
+        # Of an actor nothing is taken back: it would be given again behind what the worker reads meanwhile.
+        back = [] if lease.actor is not None else self._take_back(worker, most=1 if id == ONE_PACKET else None)
         if id in (ONE_PACKET, EVERYTHING) or id in back:
             self._host.post(Recalled(lease, back))
             return

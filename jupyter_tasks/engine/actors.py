@@ -430,6 +430,8 @@ class ActorRules:
 
     def gone(self, actor: Actor, lease: Lease, now: float) -> None:
         """Nothing of its process tree exists any more."""
+        if actor.lease is not lease:
+            return  # told twice: it was retired when it was gone already
         scheduler = self._scheduler
         died, actor.died = actor.died, None
         ids = [id for packet in lease.packets for id in packet]
@@ -464,6 +466,9 @@ class ActorRules:
 
     def _restart(self, actor: Actor, calls: list[Call], why: str, died: Died | None, now: float) -> None:
         scheduler = self._scheduler
+        if actor.state is State.PENDING and not actor.restart_asked:
+            scheduler.give_again(actor)  # its constructor had not begun: nobody needs to hear of it
+            return
         if actor.restart_asked:
             why = "jt.kill(no_restart=False)"
         waiting = [call for client in actor.boxes for call in actor.boxes[client]]
@@ -482,11 +487,8 @@ class ActorRules:
         for call in back:
             if not call.retry_at and (actor.in_order or not call.waiting):
                 actor.boxes.setdefault(call.owner if actor.in_order else _ALL, deque()).append(call)
-        if actor.state is State.PENDING and not actor.restart_asked:
-            scheduler.give_again(actor)  # its constructor had not begun
-        else:
-            actor.restart_asked = False
-            scheduler.retry(actor, why, now)
+        actor.restart_asked = False
+        scheduler.retry(actor, why, now)
 
     def _finish(self, actor: Actor, died: Died | None, now: float) -> None:
         """The actor itself becomes final."""

@@ -929,7 +929,9 @@ class Scheduler:
         self.history.append(task)
         if task.group is not None:
             self._ended_members.append(task)
-        if isinstance(task, Actor):
+        if task.actor is not None:
+            self.actors.note(task.actor)  # it may have stood before others, in its box
+        elif isinstance(task, Actor):
             self.actors.ended(task, now)
         if task.spec.watched:
             self._out.append(Announce(task))

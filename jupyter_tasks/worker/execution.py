@@ -336,11 +336,6 @@ class _Worker:
             return
         call = actors.ActorCall(self.actor, id, flags, body, fd, self._values)
         self._values = {}
-        if any(dep not in call._values for dep in call.options.get("deps", ())):
-            call.drop()
-            self._skip(id, None)  # they were taken back between two reads
-            guard.end()
-            return
         self.task_id = id
         self._waits = 0
         progress.set_report(self._report_progress)
