@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
@@ -58,8 +59,11 @@ _on_connect: list[Callable[[Client], None]] = []
 
 
 def on_connect(hook: Callable[[Client], None]) -> None:
-    """Has `hook(client)` called for each connection that is kept. For the notebook's layer."""
-    _on_connect.append(hook)
+    """Has `hook(client)` called for each connection that is kept, also for those that are. For the notebook's layer."""
+    with _lock:
+        _on_connect.append(hook)
+        for client in clients():
+            hook(client)
 
 
 # -- the registry -------------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ def _connected(entry: Entry) -> Client:
     except OSError as error:
         raise exceptions.JupyterTasksError(
             f"The supervisor of the detached {entry.kind} {entry.shown} (process {entry.pid}) does not answer "
-            f"({error}). %tasks kill {entry.name} ends it."
+            f"({error}). %tasks kill {shlex.quote(entry.name)} ends it."
         ) from error
 
 
@@ -289,7 +293,8 @@ class Starting:
     def _refuse_if_taken(self) -> None:
         for entry in entries():
             if (entry.name, entry.namespace) == (self._name, self._namespace):
-                how = f"jt.get_{entry.kind}({entry.name!r}) finds it, %tasks kill {entry.name} ends it"
+                word = shlex.quote(entry.name)
+                how = f"jt.get_{entry.kind}({entry.name!r}) finds it, %tasks kill {word} ends it"
                 raise NameTakenError(
                     f"There is a detached {entry.kind} {entry.shown} already, since "
                     f"{time.strftime('%d %b %H:%M', time.localtime(entry.created))}. {how}; or choose another name."
@@ -431,7 +436,7 @@ def clear(name: str, namespace: str | None = None) -> None:
     if record is not None and record["state"] not in ("cancelled", "completed", "failed", "crashed"):
         raise ValueError(
             f"The detached task {entry.shown} is {record['state']}. Wait until it is over, or end it with "
-            f"%tasks kill {entry.name}."
+            f"%tasks kill {shlex.quote(entry.name)}."
         )
     end(entry)
 

@@ -220,6 +220,11 @@ class Launcher:
     def attach(self, entry: Entry) -> None:
         """Shows the board of a detached task in the cell that runs now: what it has shown so far, and what comes."""
         ref, *more = detached.bring(entry)
+        earlier = self._open.get(ref.id)
+        if earlier is not None and earlier.board is not None:
+            earlier.board.notes.append("its board goes on in a later cell")
+            self._feed.changed(ref.id)
+            self._feed.flush()
         client, place = ref._client, self._screen.here()
         board = Board(ref.task_id, entry.name)
         self._watch(self._routers[id(client)], ref.id, board, place)

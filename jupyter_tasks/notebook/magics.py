@@ -153,7 +153,9 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
             for record in detached.records():
                 if record["state"] in _FINAL:
-                    print(f"The detached task {record['name']} keeps its result: %tasks clear {record['name']}.")
+                    print(
+                        f"The detached task {record['name']} keeps its result: %tasks clear {shlex.quote(record['name'])}."
+                    )
         elif verb == "fetch":
             self._fetch(names)
         elif verb in _VERBS:
@@ -333,8 +335,12 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         entries = detached.entries("task")
         entry = next((each for each in reversed(entries) if name == each.name), None)
         source = entry or next((each for each in reversed(entries) if name in each.outs), None)
-        if source is None or not name.isidentifier():
+        if source is None:
             raise UsageError(f"%tasks fetch: there is no variable {name!r}, and no detached task of this name.")
+        if not name.isidentifier():
+            raise UsageError(
+                f"%tasks fetch: no variable can be called {name!r}; use x = jt.get(jt.get_task({name!r}))."
+            )
         refs = detached.bring(source)
         found: dict[str, Any] = dict(zip(source.outs, refs[1:], strict=False))  # a function has none, and many values
         if entry is None:
@@ -484,7 +490,8 @@ def _is_live(record: dict[str, Any]) -> bool:
 
 def _remark(record: dict[str, Any]) -> str:
     if record.get("detached"):
-        return " (detached, left something running)" if record["lingers"] else " (detached)"
+        where = f", namespace {record['namespace']}" if record["namespace"] != detached.DEFAULT else ""
+        return f" (detached{where}{', left something running' if record['lingers'] else ''})"
     if rest := next_attempt(record):
         return f", {rest}"
     if record["state"] == "cancelling" and record.get("executor") == "thread":

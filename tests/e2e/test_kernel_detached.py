@@ -193,6 +193,35 @@ def test_the_words_of_tasks(kernel: Kernel) -> None:
     assert "%tasks attach NAME" in kernel.run("%tasks --help").text()
 
 
+def test_a_board_moves_when_it_is_attached_again(kernel: Kernel) -> None:
+    """The earlier one says so, and is not left running for ever in the saved notebook."""
+    first = kernel.run("%%remote moves --detach\nimport os, time\nwhile not os.path.exists('m'): time.sleep(0.01)")
+    kernel.read_state(first, "running")
+    second = kernel.run("%tasks attach moves")
+    assert first.boards[-1]["notes"] == ["its board goes on in a later cell"]
+    say(kernel.directory / "m")
+    kernel.read_state(second, "completed")
+    assert first.states[-1] == "running"
+    assert kernel.run("%tasks kill moves").ok
+
+
+def test_the_death_of_its_supervisor(kernel: Kernel) -> None:
+    """The board says that it has crashed, `get` why; the name is free, and a name that no variable can have is said."""
+    cell = kernel.run("%%remote dies --detach\nimport time; time.sleep(1000)")
+    kernel.read_state(cell, "running")
+    assert kernel.run("from jupyter_tasks import detached; os.kill(detached.find('dies').pid, 9)").ok
+    kernel.read_state(cell, "crashed")
+    assert "detached task 'dies'; it was killed" in kernel.run("jt.get(dies)").error
+    assert kernel.run("del dies; jt.tasks()").result == "[]"
+    assert "no detached task of this name" in kernel.run("%tasks fetch dies").text("stderr")
+    code = "jt.get(jt.remote(lambda: 1).options(lifetime='detached', name='two words', namespace='n').remote())"
+    assert kernel.run(code).result == "1"
+    assert "completed (detached, namespace n)" in kernel.run("%tasks").text()
+    assert "%tasks clear 'two words'" in kernel.run("%tasks clear").text()
+    assert "jt.get_task('two words')" in kernel.run("%tasks fetch 'two words'").text("stderr")
+    assert kernel.run("%tasks clear 'two words'").text() == "Forgot the detached task two words, and its result.\n"
+
+
 def test_fetch_keeps_what_a_name_holds(kernel: Kernel) -> None:
     """A value of the new kernel's is not overwritten by what `-o` names; a line says so."""
     assert kernel.run("%%remote t --detach -o a,b\na = 1; b = 2\n3").ok
