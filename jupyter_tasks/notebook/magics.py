@@ -153,9 +153,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
             for record in detached.records():
                 if record["state"] in _FINAL:
-                    print(
-                        f"The detached task {record['name']} keeps its result: %tasks clear {shlex.quote(record['name'])}."
-                    )
+                    word = shlex.quote(record["name"])
+                    print(f"The detached task {record['name']} keeps its result: %tasks clear {word}.")
         elif verb == "fetch":
             self._fetch(names)
         elif verb in _VERBS:
