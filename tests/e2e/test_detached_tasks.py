@@ -378,30 +378,37 @@ def test_a_taken_name_is_refused_before_anything_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_that_want_a_name_one_gets_it(stale: bool, folder: Path, tmp_path: Path) -> None:
-    """Processes at the same time, also when all of them find a dead entry in their way. Nobody's task runs twice."""
+    """Also when all of them find a dead entry in their way. Nobody's task runs twice.
+
+    1. The registry is locked. 2. Three processes start a task of one name; none has seen another. 3. All of their
+    supervisors wait for the lock. 4. They get it, one after the other.
+    """
     if stale:
-        jt.get(add.options(lifetime="detached", name="one").remote(1))
-        os.kill(one().pid, signal.SIGKILL)
-        detached.close()
-    gate, ran = tmp_path / "gate", tmp_path / "ran"
+        leftover(folder)
+    else:
+        folder.mkdir(parents=True)
+    ran = tmp_path / "ran"
     code = (
-        "from words import mark\n"
         "@jt.remote\ndef task():\n"
         f"    import sys; sys.path.append({str(HERE)!r}); from words import mark; mark({str(ran)!r})\n"
-        f"print('ready', flush=True); hear({str(gate)!r})\n"
-        "detached.Starting._refuse_if_taken = lambda self: None  # all look before any has it\n"
-        "try: jt.get(task.options(lifetime='detached', name='one').remote()); print('mine')\n"
+        "detached.Starting._refuse_if_taken = lambda self: None\n"
+        "try: jt.get(task.options(lifetime='detached', name='old').remote()); print('mine')\n"
         "except jt.exceptions.JupyterTasksError as error: print('taken' if 'is taken by' in str(error) else error)\n"
     )
-    processes = [start(code) for _ in range(4)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    say(gate)
+    with registry._locked(str(folder)):
+        processes = [start(code) for _ in range(3)]
+        wait_until(lambda: waiting_for_lock(folder / ".lock") == 3, "all wait for the lock")
+        assert len(entry_files(folder)) == stale
     words = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
-    assert words == ["mine", "taken", "taken", "taken"]
+    assert words == ["mine", "taken", "taken"]
     assert ran.read_text() == "x"
     assert len(entry_files(folder)) == 1
+
+
+def waiting_for_lock(path: Path) -> int:
+    """How many processes wait for a lock on this file: the system marks them with an arrow."""
+    inode = f":{os.stat(path).st_ino} "
+    return sum("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 # -- who may talk to it -------------------------------------------------------------------------------------------
