@@ -41,6 +41,7 @@ __all__ = [
 
 DEFAULT_NAMESPACE = "default"
 ASYNC_CONCURRENCY = 1000  # calls of an async actor at a time, unless max_concurrency says otherwise; Ray's number
+MOST_DOC = 2000  # characters of a method's docstring that handles carry
 _ACTOR_OPTIONS = frozenset(
     {
         "executor",
@@ -71,6 +72,7 @@ class _MethodMeta:
         self.name: str = record["name"]
         self.label = f"{label}.{self.name}"
         self.head = CALL_OF.pack(index)
+        self.doc: str | None = record["doc"] or None
         self.options: dict[str, Any] = record["options"]  # as on the wire
         params = record["params"]
         self.signature = _signature_from(params) if params is not None else None
@@ -281,7 +283,8 @@ def _record_of(cls: type) -> dict[str, Any]:
     for name, function in _methods_of(cls):
         marked = _marked(cls, name)
         options = _method_wire(marked, f"{cls.__name__}.{name}", functions._makes_items(function))
-        methods.append({"name": name, "params": _params_of(cls, name), "options": options})
+        doc = (inspect.getdoc(function) or "")[:MOST_DOC]
+        methods.append({"name": name, "params": _params_of(cls, name), "options": options, "doc": doc})
         plain = inspect.unwrap(function)
         asynchronous |= inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)
     return {"name": cls.__name__, "asynchronous": asynchronous, "methods": methods}
@@ -501,6 +504,14 @@ class ActorMethod:
         return f"<ActorMethod {self._meta.label}>"
 
     @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self._meta.doc
+
+    @property
+    def __name__(self) -> str:
+        return self._meta.name
+
+    @property
     def __signature__(self) -> inspect.Signature:
         if self._meta.signature is None:
             raise AttributeError("__signature__")
@@ -662,19 +673,38 @@ def exit_actor() -> NoReturn:
     here = session.here()
     if getattr(here, "host", None) is None and getattr(here, "actor", None) is None:
         raise TypeError("exit_actor() is for methods of actors. To end one from outside, use jt.kill(handle).")
-    from jupyter_tasks.worker.actors import ActorExit
+    from jupyter_tasks.worker.actors import ActorCall, ActorExit, how
 
-    raise ActorExit
+    leaves = ActorExit()
+    if isinstance(here, ActorCall):
+        here.leaves = True
+    elif here.task_id:  # its constructor
+        here.actor.leaving = how(leaves)
+    raise leaves
 
 
 def list_actors() -> list[dict[str, Any]]:
     """The actors of this session, also those that have ended lately.
 
     Returns:
-        Dicts with "actor_id", "name" (None if it has none), "namespace", "class_name", "state" (as tasks have it;
-        "running" is alive), "ready" (its constructor has ended), "pid", "restarts", "waiting_calls" and more.
+        Dicts with "actor_id", "name" (None if it has none), "namespace", "class_name", "state" ("pending": its
+        constructor has not ended, "alive", "restarting", "ending", "dead"), "pid" (None if it has no process),
+        "restarts", and more.
     """
     if not session.is_initialized():
         return []
     records = session.current_client().request("actors")
-    return [{**record, "actor_id": record["task_id"], "name": record["registered_name"] or None} for record in records]
+    return [
+        {
+            "actor_id": record["task_id"],
+            "name": record["registered_name"] or None,
+            "state": record["life"],
+            **{
+                key: record[key]
+                for key in ("namespace", "class_name", "pid", "restarts", "max_restarts", "waiting_calls")
+            },
+            "max_concurrency": record["concurrency"],
+            "executor": record.get("executor", "process"),
+        }
+        for record in records
+    ]

@@ -1383,7 +1383,7 @@ def _cancelled(record: dict[str, Any], who: str, facts: dict[str, Any]) -> excep
     source, rung, seconds = record["source"], record["rung"], record["seconds"]
     reason = f": {record['reason']}" if record["reason"] else ""
     if source == "task":
-        message = f"{who} raised KeyboardInterrupt itself."
+        message = f"{who} raised a KeyboardInterrupt, or a CancelledError, of its own."
     elif rung == "pending":
         message = f"{who} was cancelled before it started (by {source}{reason})."
     else:

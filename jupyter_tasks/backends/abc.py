@@ -8,7 +8,7 @@ its `capabilities`: the rules skip that rung, and the screen says so.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from jupyter_tasks.engine.events import Capabilities, Event, Lease, Task
@@ -102,8 +102,8 @@ class Backend(ABC):
         """The process ids that this task uses now, for usage and limits; empty where they are not known."""
 
     @abstractmethod
-    def running(self, lease: Lease) -> int:
-        """The id of the task that runs in the lease at this moment, 0 for none."""
+    def running(self, lease: Lease) -> Collection[int]:
+        """The ids of the tasks that run in the lease at this moment; only an actor's lease has more than one."""
 
     @abstractmethod
     def left_running(self, task: Task) -> bool:

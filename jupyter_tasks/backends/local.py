@@ -24,7 +24,7 @@ import socket
 import termios
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jupyter_tasks.backends.abc import Backend, Host
@@ -653,7 +653,7 @@ class LocalBackend(Backend):
             pass
         elif kind == Kind.EXIT:
             self._host.hear_out(worker.number)
-            self._host.post(ActorExits(lease, bool(flags & Flag.LEAVES)))
+            self._host.post(ActorExits(lease, bool(flags & Flag.LEAVES), body.decode()))
         elif kind == Kind.IDLE and id:
             worker.left_over = False
             self._host.changed(id)
@@ -869,12 +869,14 @@ class LocalBackend(Backend):
             return []
         return [worker.pid, *reaper.descendants(worker.pid)]
 
-    def running(self, lease: Lease) -> int:
+    def running(self, lease: Lease) -> Collection[int]:
         worker = lease.place
         if not isinstance(worker, _Worker):
-            return 0
+            return ()
+        if lease.actor is not None and lease.actor.ready and not lease.actor.in_order:
+            return [id for id in worker.page.calls.tolist() if id]
         words = worker.page.words
-        return int(words[layout.CURRENT]) if words[layout.BUSY] else 0
+        return (int(words[layout.CURRENT]),) if words[layout.BUSY] else ()
 
     # -- frames of failed tasks -------------------------------------------------------------------------------
 

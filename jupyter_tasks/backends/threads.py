@@ -11,7 +11,7 @@ UNBLOCKED, with the task's id in `fn`, but for YIELD.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from jupyter_tasks.backends.abc import Host
 from jupyter_tasks.engine.events import (
@@ -66,9 +66,9 @@ class ThreadBackend:
         """As Backend.end_actor."""
         raise NotImplementedError
 
-    def running(self, lease: Lease) -> int:
+    def running(self, lease: Lease) -> Collection[int]:
         """As Backend.running."""
-        return next((id for packet in lease.packets for id in packet if id in self._running), 0)
+        return [id for packet in lease.packets for id in packet if id in self._running]
 
     def heard(self, client: int, kind: int, flags: int, fn: int, id: int, whole: bytes, fds: tuple[int, ...]) -> bool:
         """What a host says of a task, or of one of its refs. False: the task is over, or was never given to it."""

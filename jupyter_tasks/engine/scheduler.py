@@ -916,6 +916,8 @@ class Scheduler:
                 if entry is not None and entry.kind == 0:
                     entry.frame = readdressed(task.frame, entry.id)
                     self._outcome(entry, kind, told, now)
+        if isinstance(task, Actor):
+            self.actors.ended(task, now)
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
             self._unpin(task, now)
@@ -931,8 +933,6 @@ class Scheduler:
             self._ended_members.append(task)
         if task.actor is not None:
             self.actors.note(task.actor)  # it may have stood before others, in its box
-        elif isinstance(task, Actor):
-            self.actors.ended(task, now)
         if task.spec.watched:
             self._out.append(Announce(task))
 
@@ -1450,7 +1450,7 @@ class Scheduler:
 
     def _actor_exits(self, event: ActorExits, now: float) -> None:
         if event.lease.actor is not None:
-            self.actors.exits(event.lease.actor, event.leaves, now)
+            self.actors.exits(event.lease.actor, event.leaves, event.how, now)
 
     # -- threads ----------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def _the_class(tree: ast.Module) -> str:
         raise UsageError("%%actor makes an actor of the class that its cell defines, and this cell defines none.")
     if len(classes) > 1:
         raise UsageError(
-            f"%%actor makes an actor of the one class that its cell defines, and here are {', '.join(classes)}. Put the "
-            "others into a cell before."
+            f"%%actor makes an actor of the one class that its cell defines, here there are {', '.join(classes)}. Put "
+            "the others into a cell before."
         )
     return classes[0]

@@ -874,9 +874,9 @@ class Supervisor:
         record = {"id": group.id, **group.record()}
         running = 0
         for lease in self._scheduler.leases.values():
-            task = self._scheduler.live.get(self._backend_of(lease).running(lease))
-            if task is not None and _is_in(task, group):
-                running += 1
+            for id in self._backend_of(lease).running(lease):
+                task = self._scheduler.live.get(id)
+                running += task is not None and _is_in(task, group)
         record["running"] = running
         end = group.ended_at if group.ended_at is not None else time.monotonic()
         record["elapsed_s"] = end - group.created_at
@@ -963,7 +963,8 @@ class Supervisor:
         """What people are told of a task. Times are seconds; clocks are the epoch's."""
         now, wall = time.monotonic(), time.time()
         state, started = task.state, task.started_at
-        if state is State.PENDING and task.lease is not None and self._backend.running(task.lease) == task.id:
+        lease = task.lease
+        if state is State.PENDING and lease is not None and task.id in self._backend_of(lease).running(lease):
             state = State.RUNNING  # it said nothing at its start, since nobody watches it
         end = task.ended_at if task.ended_at is not None else now
         record: dict[str, Any] = {
@@ -1019,9 +1020,14 @@ class Supervisor:
 
     def _slot_holders(self) -> Iterator[str]:
         for lease in self._scheduler.leases.values():
-            running = lease.actor or self._scheduler.live.get(self._backend_of(lease).running(lease))
-            if running is not None and lease.demand and (lease.holds or lease.keeps):
-                yield running.spec.name
+            if not lease.demand or not (lease.holds or lease.keeps):
+                continue
+            if lease.actor is not None:
+                yield lease.actor.spec.name
+                continue
+            for id in self._backend_of(lease).running(lease):
+                if id in self._scheduler.live:
+                    yield self._scheduler.live[id].spec.name
 
     def _tasks_op(self, question: dict[str, Any]) -> Any:
         wanted = question.get("ids")
@@ -1079,11 +1085,13 @@ class Supervisor:
         if question.get("check"):
             self._scheduler.check()
         units = self._scheduler.available
+        actors = sum(isinstance(task, Actor) for task in self._scheduler.live.values())
         return {
             "pid": os.getpid(),
             "total": self._config["total"],
             "available": {name: amount / CPU_UNITS for name, amount in units.items()},
-            "live": len(self._scheduler.live),
+            "live": len(self._scheduler.live) - actors,
+            "actors": actors,
             "queued": self._scheduler.queued,
             "objects": len(self._scheduler.objects),
             "history": len(self._scheduler.history),

@@ -317,9 +317,12 @@ class _Worker:
         try:
             args, kwargs = self._arguments(body, fd)
             self.actor.construct(args, kwargs)
+            if self.actor.leaving:
+                self.actor.leave()
         except SystemExit as error:
             if code := _exit_code(error):
                 os._exit(code)
+            self.actor.leaving = actors.how(error)
             self.actor.leave()
         except BaseException as error:
             return actors.constructor_failed(id, options["name"], error)
@@ -353,6 +356,7 @@ class _Worker:
             self._flush()
             if code := _exit_code(error):
                 os._exit(code)
+            self.actor.leaving = actors.how(error)
             self.actor.leave()
         except BaseException:
             ends, fds = [_error_frame(id, sys.exc_info(), flags=0)], []

@@ -337,13 +337,13 @@ class Stubborn:
         return "pong"
 
 
-@pytest.fixture
-def stubborn(tmp_path: Path) -> Any:
+def start_stubborn(tmp_path: Path) -> Any:
     return jt.remote(Stubborn).remote(str(tmp_path))
 
 
-def test_every_cancel_is_delivered(stubborn: Any, tmp_path: Path) -> None:
+def test_every_cancel_is_delivered(tmp_path: Path) -> None:
     """B7: also the second and third of a call that has swallowed the first; in between it is `cancelling`."""
+    stubborn = start_stubborn(tmp_path)
     ref = stubborn.catches.remote(3, "await")
     for i in range(3):
         words.hear(tmp_path / f"in{i}")
@@ -357,8 +357,9 @@ def test_every_cancel_is_delivered(stubborn: Any, tmp_path: Path) -> None:
     assert jt.get(stubborn.ping.remote(), timeout=NET) == "pong"
 
 
-def test_an_async_call_that_catches_it_and_returns_wins(stubborn: Any, tmp_path: Path) -> None:
+def test_an_async_call_that_catches_it_and_returns_wins(tmp_path: Path) -> None:
     """It was told by an exception, and has answered: as a task that catches KeyboardInterrupt."""
+    stubborn = start_stubborn(tmp_path)
     ref = stubborn.catches.remote(1, "return")
     words.hear(tmp_path / "in0")
     jt.cancel(ref)
@@ -366,7 +367,8 @@ def test_an_async_call_that_catches_it_and_returns_wins(stubborn: Any, tmp_path:
     assert state_of(ref) == "completed"
 
 
-def test_an_async_call_that_raises_another_error_in_its_handler_raises_that(stubborn: Any, tmp_path: Path) -> None:
+def test_an_async_call_that_raises_another_error_in_its_handler_raises_that(tmp_path: Path) -> None:
+    stubborn = start_stubborn(tmp_path)
     ref = stubborn.catches.remote(1, "raise")
     words.hear(tmp_path / "in0")
     jt.cancel(ref)
@@ -376,7 +378,8 @@ def test_an_async_call_that_raises_another_error_in_its_handler_raises_that(stub
     assert not isinstance(error, TaskCancelledError)
 
 
-def test_the_cancelled_error_is_raised_at_the_innermost_await(stubborn: Any, tmp_path: Path) -> None:
+def test_the_cancelled_error_is_raised_at_the_innermost_await(tmp_path: Path) -> None:
+    stubborn = start_stubborn(tmp_path)
     ref = stubborn.inner.remote()
     words.hear(tmp_path / "in")
     jt.cancel(ref)
@@ -384,7 +387,8 @@ def test_the_cancelled_error_is_raised_at_the_innermost_await(stubborn: Any, tmp
     assert words.said(tmp_path / "deepest")
 
 
-def test_finally_of_an_async_call_runs_and_may_await(stubborn: Any, tmp_path: Path) -> None:
+def test_finally_of_an_async_call_runs_and_may_await(tmp_path: Path) -> None:
+    stubborn = start_stubborn(tmp_path)
     ref = stubborn.cleans_up.remote()
     words.hear(tmp_path / "in")
     jt.cancel(ref)
@@ -392,8 +396,9 @@ def test_finally_of_an_async_call_runs_and_may_await(stubborn: Any, tmp_path: Pa
     assert words.said(tmp_path / "finally")  # the evidence: its code had ended when `get` raised
 
 
-def test_fifty_cancels_one_after_the_other(stubborn: Any, tmp_path: Path) -> None:
+def test_fifty_cancels_one_after_the_other(tmp_path: Path) -> None:
     """Ray's test_async_actor_cancel."""
+    stubborn = start_stubborn(tmp_path)
     for _ in range(50):
         ref = stubborn.cleans_up.remote()
         words.hear(tmp_path / "in")
@@ -404,14 +409,16 @@ def test_fifty_cancels_one_after_the_other(stubborn: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", ["flag", "flag_of_sync"])
-def test_is_canceled_is_an_error_in_an_async_actor(method: str, stubborn: Any) -> None:
+def test_is_canceled_is_an_error_in_an_async_actor(method: str, tmp_path: Path) -> None:
     """There is no flag to look at: the call is told by a CancelledError."""
+    stubborn = start_stubborn(tmp_path)
     with pytest.raises(RuntimeError, match="async actor"):
         jt.get(getattr(stubborn, method).remote(), timeout=NET)
 
 
-def test_a_cancelled_error_of_the_calls_own_is_a_cancel_by_the_task(stubborn: Any) -> None:
+def test_a_cancelled_error_of_the_calls_own_is_a_cancel_by_the_task(tmp_path: Path) -> None:
     """As a KeyboardInterrupt that a task raises itself."""
+    stubborn = start_stubborn(tmp_path)
     error = raised(stubborn.cancels_itself.remote())
     assert isinstance(error, TaskCancelledError)
     assert error.source == "task"
