@@ -52,6 +52,25 @@ MOST_NOTED = 5  # names that one line of a message lists
 LOOK_AGAIN = 0.5  # seconds between looks, while somebody debugs, at whether the supervisor is still there
 
 
+_NO_REFS = (
+    "there is a reference inside a value that it takes along. A detached task outlives the session that keeps what it "
+    "stands for: take along jt.get(ref) instead."
+)
+
+
+class _Nowhere:
+    """Stands for the session of a detached cell while it is packed, when there is none yet: refs mean nothing there."""
+
+    closed = False
+
+    @staticmethod
+    def leaves(ref: ObjectRef) -> None:
+        raise exceptions.ObjectLostError(_NO_REFS)
+
+
+_NOWHERE: Any = _Nowhere()
+
+
 @dataclass(slots=True)
 class _Launched:
     """One cell on its way."""
@@ -202,10 +221,13 @@ class Launcher:
             check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, launch.default_total(), label)
         except (ValueError, RuntimeError) as error:
             raise UsageError(f"%%remote: {error}") from None
+        taken = {name: self._value_of(name, value) for name, value in taken.items()}
         wire = self._wire_options(options, outs, label, first_line)
-        packer.connected(None)
+        packer.connected(_NOWHERE)
         payload = packer.pack(cell, first_line, options, names, taken, wire, None)
         try:
+            if "pins" in wire:
+                raise UsageError(f"%%remote {label}: {_NO_REFS}")
             if options.replace:
                 with contextlib.suppress(ValueError):  # there is none
                     detached.kill(label, reason="replaced by a new run")
@@ -216,6 +238,11 @@ class Launcher:
             raise UsageError(f"%%remote: {error} --replace ends it, and takes its name.") from None
         finally:
             payload.close()
+
+    @staticmethod
+    def _value_of(name: str, value: Any) -> Any:
+        """For a cell that outlives the session: a ref is there for its value."""
+        return Packer.value_of_old(name, value) if isinstance(value, ObjectRef) else value
 
     def attach(self, entry: Entry) -> None:
         """Shows the board of a detached task in the cell that runs now: what it has shown so far, and what comes."""

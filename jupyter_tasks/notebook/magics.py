@@ -479,6 +479,8 @@ def _check_detach(args: argparse.Namespace) -> None:
             "%%remote: --wait and --detach exclude each other; a cell that outlives the kernel is waited for with "
             f"%tasks wait {args.name}."
         )
+    if args.refs:
+        raise UsageError("%%remote: --refs and --detach exclude each other; references end with their session.")
     if args.group is not None:
         raise UsageError("%%remote: --group and --detach exclude each other; a group ends with its kernel.")
 

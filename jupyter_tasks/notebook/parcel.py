@@ -69,8 +69,8 @@ class Packer:
         self._python: dict[str, str] = {}  # of the launch in hand: texts in IPython's syntax, as Python
         self._unasked: set[str] = set()  # names of this cell that nobody has asked for: left out without a word
 
-    def connected(self, client: Client | None) -> None:
-        """A session has begun. None: one that is about to, and takes no refs, only their values."""
+    def connected(self, client: Client) -> None:
+        """A session has begun."""
         self._client = client
         self._base = ambient.base(self._ip)
 
@@ -233,8 +233,6 @@ class Packer:
             sent[name] = value
         if deps:
             wire["deps"] = deps
-        if pins:
-            wire["pins"] = pins
         content["names"] = sent
         content["sources"] = {}  # last: filled while functions are pickled
 
@@ -253,6 +251,8 @@ class Packer:
                 data, buffers = pickled()
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None
+        if pins:  # only now: also those inside of values
+            wire["pins"] = pins
         payload = shared.pack(data, buffers)
         if payload.size > BIG:
             self._warn_of_size(label, payload.size, sent)

@@ -143,6 +143,7 @@ def test_a_taken_name_and_replace(new_kernel: Callable[[], Kernel]) -> None:
         ("--detach", "needs a NAME"),
         ("a --detach --wait", "%tasks wait a"),
         ("a --detach --group g", "ends with its kernel"),
+        ("a --detach --refs b", "references end with their session"),
         ("a --detach --cpus 1000", "needs 1000 CPU"),
         ("all --detach", "choose another name"),
     ],
@@ -161,6 +162,8 @@ def test_what_it_takes_along(kernel: Kernel) -> None:
     assert kernel.run("y = 6; jt.get(all_of_it) == (10, 'red', os.getcwd(), [1, 2])").result == "True"
     assert kernel.run("%%remote slow\nimport time, os\nwhile not os.path.exists('slow-go'): time.sleep(0.01)\n3").ok
     assert "'slow' is a reference without a value" in kernel.run("%%remote d2 --detach\nslow + 1").text("stderr")
+    kernel.run("inside = [slow]")
+    assert "jt.get(ref)" in kernel.run("%%remote d2 --detach\ninside").text("stderr")
     say(kernel.directory / "slow-go")
     assert kernel.run("jt.get(slow)").result == "3"
     assert kernel.run("%%remote d2 --detach\nslow + 1").ok
