@@ -75,7 +75,7 @@ class _MethodMeta:
         self.doc: str | None = record["doc"] or None
         self.options: dict[str, Any] = record["options"]  # as on the wire
         params = record["params"]
-        self.signature = _signature_from(params) if params is not None else None
+        self.signature = _signature_from(params, record["returns"]) if params is not None else None
 
 
 class _Meta:
@@ -206,7 +206,7 @@ class ActorClass:
                 "class": self._record,
                 "path": [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)],
             }
-            fn = client.new_function(shared.pack(data, buffers), options)
+            fn = client.new_function(shared.pack(data, buffers), options, self)
             self._captured = captured
             self._known = (client, fn)
             return fn
@@ -284,33 +284,62 @@ def _record_of(cls: type) -> dict[str, Any]:
         marked = _marked(cls, name)
         options = _method_wire(marked, f"{cls.__name__}.{name}", functions._makes_items(function))
         doc = (inspect.getdoc(function) or "")[:MOST_DOC]
-        methods.append({"name": name, "params": _params_of(cls, name), "options": options, "doc": doc})
+        params, returns = _params_of(cls, name)
+        methods.append({"name": name, "params": params, "returns": returns, "options": options, "doc": doc})
         plain = inspect.unwrap(function)
         asynchronous |= inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)
     return {"name": cls.__name__, "asynchronous": asynchronous, "methods": methods}
 
 
-def _params_of(cls: type, name: str) -> list[list[Any]] | None:
-    """Name, kind, and whether there is a default, of each parameter but `self`."""
+def _params_of(cls: type, name: str) -> tuple[list[list[Any]] | None, str | None]:
+    """Name, kind, default and annotation of each parameter but `self`; and the annotation of what it returns."""
     static = inspect.getattr_static(cls, name)
     try:
-        parameters = list(inspect.signature(getattr(cls, name)).parameters.values())
+        signature = inspect.signature(getattr(cls, name))
     except (ValueError, TypeError):
-        return None
+        return None, None
+    parameters = list(signature.parameters.values())
     if not isinstance(static, (staticmethod, classmethod)):
         if not parameters:
-            return None  # a call of it fails, and says why
+            return None, None  # a call of it fails, and says why
         if parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
             parameters = parameters[1:]
-    return [[p.name, int(p.kind), p.default is not inspect.Parameter.empty] for p in parameters]
+    params = [[p.name, int(p.kind), _text_of(p.default), _text_of(p.annotation)] for p in parameters]
+    return params, _text_of(signature.return_annotation)
 
 
-def _signature_from(params: list[list[Any]]) -> inspect.Signature:
+def _text_of(value: Any) -> str | None:
+    """A default or annotation, for people who ask for help."""
+    if value is inspect.Parameter.empty:
+        return None
+    try:
+        return inspect.formatannotation(value)[:MOST_DOC] if isinstance(value, type) else repr(value)[:MOST_DOC]
+    except Exception:
+        return "..."
+
+
+class _Text:
+    """Stands for a value that is only shown."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _signature_from(params: list[list[Any]], returns: str | None) -> inspect.Signature:
     empty = inspect.Parameter.empty
     parameters = [
-        inspect.Parameter(name, _KINDS[kind], default=None if optional else empty) for name, kind, optional in params
+        inspect.Parameter(
+            name,
+            _KINDS[kind],
+            default=empty if default is None else _Text(default),
+            annotation=empty if annotation is None else _Text(annotation),
+        )
+        for name, kind, default, annotation in params
     ]
-    return inspect.Signature(parameters)
+    return inspect.Signature(parameters, return_annotation=empty if returns is None else _Text(returns))
 
 
 def _constructor_signature(cls: type) -> inspect.Signature | None:

@@ -263,7 +263,7 @@ class RemoteFunction(Generic[T]):
         if held is None or isinstance(held, launch.Session) or held.client is not client:
             # Modules that can be imported here now can be imported there.
             options["path"] = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
-            return client.new_function(shared.pack(data, buffers), options), captured
+            return client.new_function(shared.pack(data, buffers), options, self), captured
         # It could be sent, and is not: a debugger wants the function itself.
         return held.client.learn(self._function, options, extras), captured
 

@@ -601,7 +601,7 @@ class InPlaceClient(Client):
                 note = dropped.popleft()
             except IndexError:
                 return  # another thread was faster
-            if notes.get(note.id) is note:
+            if note is not None and notes.get(note.id) is note:
                 notes.pop(note.id, None)
                 self._groups.pop(note.id, None)
                 self._group_refs.pop(note.id, None)

@@ -98,6 +98,10 @@ class Backend(ABC):
         """Ends the lease's place with its whole tree; Gone follows."""
 
     @abstractmethod
+    def forget_function(self, fn: int) -> None:
+        """No task of this function comes any more; places that know its code may let it go."""
+
+    @abstractmethod
     def processes(self, task: Task) -> list[int]:
         """The process ids that this task uses now, for usage and limits; empty where they are not known."""
 

@@ -68,7 +68,9 @@ START_LIMIT = 60.0  # seconds from the request to the first word; it takes 2 ms,
 START_FAILURES = 3  # workers in a row that could not be started before a task is told
 
 _GONE = object()  # the place of a lease whose worker is gone
-_NOT_OF_TASKS = frozenset({Kind.PRELOAD, Kind.FORGET, Kind.DEBUG, Kind.EXIT})  # what a worker is told beside its tasks
+_NOT_OF_TASKS = frozenset(
+    {Kind.PRELOAD, Kind.FORGET, Kind.DEBUG, Kind.EXIT, Kind.FORGET_CODE}
+)  # what a worker is told beside its tasks
 _TASKS = frozenset({Kind.TASK, Kind.CALL})
 _END_KINDS = frozenset({Kind.RESULT, Kind.ERROR, Kind.INTERRUPTED})
 
@@ -560,6 +562,12 @@ class LocalBackend(Backend):
         reaper.kill_all(found)
         self._ending.add(worker)
         self._plan_gone_check()
+
+    def forget_function(self, fn: int) -> None:
+        for worker in self._workers.values():
+            if fn in worker.functions:
+                worker.functions.discard(fn)
+                self._send(worker, frame(Kind.FORGET_CODE, fn=fn), ())
 
     def _worker_of(self, task: Task) -> _Worker | None:
         place = task.lease.place if task.lease is not None else None

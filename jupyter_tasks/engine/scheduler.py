@@ -1694,6 +1694,10 @@ class Scheduler:
             if entry.readers:
                 entry.readers = [reader for reader in entry.readers if reader.client != event.client]
 
+    def forget_function(self, fn: int) -> None:
+        """No task of it comes any more."""
+        self._durations.pop(fn, None)
+
     # -- looking ----------------------------------------------------------------------------------------------
 
     def find(self, id: int) -> Task | None:

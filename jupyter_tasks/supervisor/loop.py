@@ -98,6 +98,8 @@ BATCH = 16  # tasks parsed before the first of them may start: a burst must not 
 MEMORY_EVERY = 0.01  # seconds between looks at tasks with a limit; a runaway was caught at 508 of 500 MB
 TREE_EVERY = 0.2  # seconds between looks for new child processes of those
 USAGE_EVERY = 1.0  # seconds between usage figures for the screen
+FORGET_AFTER = 0.05  # seconds until a function that was dropped is forgotten
+FORGET_EVERY = 1.0  # ... and between looks at those whose tasks have not ended
 WAITING_AFTER = 0.05  # seconds after which a board says for what its task waits
 WAITING_EVERY = 0.5  # seconds between looks at whether that has changed
 HELD_BACK_EVERY = 1.0  # seconds: how late the last lines of too much output are shown
@@ -165,6 +167,7 @@ class Supervisor:
         self._count = 0
         self._events: deque[Event] = deque()
         self._functions: dict[int, tuple[bytes, tuple[int, ...], TaskSpec]] = {}
+        self._unwanted: set[int] = set()  # functions that are to be forgotten when no task of theirs is left
         self._classes: dict[int, _Class] = {}  # by the function that makes an instance
         self._clients: dict[int, _Client] = {}
         self._detachment = _detachment(config) if "detached" in config else None
@@ -602,7 +605,10 @@ class Supervisor:
             task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
             return task
         if not flags:
-            return Call(id, client.id, actor, _CALL_AT(call, HEADER_SIZE)[0], call, not nfds)
+            task = Call(id, client.id, actor, _CALL_AT(call, HEADER_SIZE)[0], call, not nfds)
+            if nfds:
+                task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
+            return task
         options, rest = self._split(call)
         method = _CALL_AT(call, rest)[0]
         base = actor.methods[method]
@@ -684,6 +690,10 @@ class Supervisor:
                 self._events.append(Uploaded(client.id, id, whole, fds))
             else:
                 _close_all(fds)  # of a task that is over
+        elif kind == Kind.FORGET_CODE:
+            if not self._unwanted:
+                self.call_at(time.monotonic() + FORGET_AFTER, self._forget_code)
+            self._unwanted.add(fn)
         elif kind == Kind.ACTOR_CLOSED:
             self._events.append(ActorClosed(id))
         elif kind == Kind.GROUP:
@@ -698,6 +708,19 @@ class Supervisor:
                 return
             answer = self._ask[question["op"]](question)
             self._send(client, frame(Kind.REPLY, id, to_json(answer)))
+
+    def _forget_code(self) -> None:
+        """Of functions that nobody can make tasks of, and that no task needs: they may hold refs, and so values."""
+        needed = {task.fn for task in self._scheduler.live.values()}
+        for fn in self._unwanted - needed:
+            _, fds, _ = self._functions.pop(fn, (b"", (), _FUNCTION))
+            _close_all(fds)
+            self._classes.pop(fn, None)
+            self._scheduler.forget_function(fn)
+            self._backend.forget_function(fn)
+        self._unwanted &= needed
+        if self._unwanted:
+            self.call_at(time.monotonic() + FORGET_EVERY, self._forget_code)
 
     def _group(self, client: _Client, id: int, options: dict[str, Any]) -> GroupMade:
         if not self._running_told:

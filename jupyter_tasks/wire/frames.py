@@ -97,6 +97,7 @@ class Kind:
     CALL = 31        # C->S, S->W: run a method of the actor `fn` as task `id` (body: as in TASK, but CALL_OF before the
                      # arguments)
     EXIT = 32        # S->W: the actor is to leave. W->S: it begins no further call; with Flag.LEAVES: no call runs
+    FORGET_CODE = 34  # C->S: nobody can make tasks of function `fn` any more. S->W: it is not needed any more
     ACTOR_CLOSED = 33  # C->S: the actor `id` is to end when it has done the calls that it has
     # fmt: on
 

@@ -205,6 +205,8 @@ class _Worker:
                 self._learn_function(fn, body, fd)
             elif kind == Kind.PRELOAD:
                 _preload(from_json(body))
+            elif kind == Kind.FORGET_CODE:
+                self.functions.pop(fn, None)
             elif kind == Kind.DEBUG:
                 self._debug(id)
             elif kind == Kind.FORGET and self._kept is not None and self._kept[0] == id:

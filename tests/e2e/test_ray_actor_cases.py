@@ -890,7 +890,7 @@ def test_threads_of_an_actor_may_submit_and_wait_at_once() -> None:
 
     class Submits:
         def submit(self, i: int, size: int) -> int:
-            return len(jt.get(jt.remote(bytes).remote(size + i)))
+            return len(jt.get(jt.remote(lambda size: bytes(size)).remote(size + i)))
 
     actor = jt.remote(Submits).options(max_concurrency=8).remote()
     for size in (0, 200_000):
