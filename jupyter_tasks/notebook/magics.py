@@ -305,20 +305,20 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         names = [part for name in names for part in name.split(",") if part]
         if not names:
             raise UsageError("%tasks fetch needs the names of variables that hold references, as in %tasks fetch a b.")
-        together: list[list[str]] = []  # names that one task stands behind: the first of them that fails speaks for all
+        together: list[dict[str, Any]] = []  # one task stands behind these: the first of them that fails speaks for all
         for name in names:
             if name not in namespace:
                 together.append(self._bind_detached(name))
             elif isinstance(namespace[name], ObjectRef):
-                together.append([name])
+                together.append({name: namespace[name]})
             else:
                 held = type(namespace[name]).__name__
                 raise UsageError(f"%tasks fetch: {name!r} holds a {held}, not a reference; its value is there already.")
         failed: list[tuple[str, BaseException]] = []
         for of_one in together:
-            for name in of_one:
+            for name, ref in of_one.items():
                 try:
-                    namespace[name] = api.get(namespace[name])
+                    namespace[name] = api.get(ref)
                 except JupyterTasksError as error:
                     failed.append((name, error))
                     break
@@ -328,8 +328,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         if failed:
             raise failed[0][1]
 
-    def _bind_detached(self, name: str) -> list[str]:
-        """Binds refs of the detached task that is called so, or has this name after its `-o`. Returns their names."""
+    def _bind_detached(self, name: str) -> dict[str, Any]:
+        """Binds refs of the detached task that is called so, or has this name after its `-o`. Returns them by name."""
         namespace = self.shell.user_ns
         entries = detached.entries("task")
         entry = next((each for each in reversed(entries) if name == each.name), None)
@@ -351,7 +351,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         if entry is not None:
             found = {name: refs if len(refs) > 1 and not source.outs else refs[0], **found}
         namespace.update(found)
-        return list(found)
+        return found
 
     def _attach(self, names: list[str]) -> None:
         for name in names:

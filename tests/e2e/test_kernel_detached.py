@@ -233,6 +233,7 @@ def test_fetch_keeps_what_a_name_holds(kernel: Kernel) -> None:
     assert fetched.result == "(3, 1, 'mine')"
     assert "b holds a str and keeps it" in fetched.text()
     assert kernel.run("del b\n%tasks fetch b\nb").result == "2"
+    assert kernel.run("del t, a, b\n%tasks fetch t b a\nt, a, b").result == "(3, 1, 2)", "in any order, and twice"
     assert kernel.run("%tasks kill t").ok
 
 
