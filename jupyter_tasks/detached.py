@@ -209,12 +209,9 @@ def close() -> None:
 
 
 def _after_fork() -> None:
-    """A forked child has connections of its own when it needs one."""
+    """A forked child has connections of its own when it needs one; `session` forgets all that there are."""
     global _lock
     _lock = threading.RLock()
-    for client in _clients.values():
-        with contextlib.suppress(Exception):
-            client.forget()
     _clients.clear()
 
 

@@ -9,10 +9,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from jupyter_tasks import launch, session
-from jupyter_tasks.exceptions import ObjectLostError
 from jupyter_tasks.refs import ObjectRef
 
 if TYPE_CHECKING:
@@ -52,6 +51,14 @@ _OF_ACTORS_ALONE = frozenset(
 _RAYS_NAMES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 
 
+class _Code(NamedTuple):
+    """A function's code at a supervisor."""
+
+    client: Client
+    fn: int  # what it is called there
+    captured: dict[int, ObjectRef]  # refs that the code reads, as they were when it was sent
+
+
 class RemoteFunction(Generic[T]):
     """A function that runs in a worker: call `.remote(...)`, get an ObjectRef at once. Made by `@remote`."""
 
@@ -77,8 +84,8 @@ class RemoteFunction(Generic[T]):
         self._is_detached = _is_detached(self._options, self._name, self._generator)
         self._signature = _signature(function)
         self._lock = threading.Lock()
-        self._known: tuple[Client, int] | None = None  # for this client, the code has this id
-        self._captured: dict[int, ObjectRef] = {}  # refs that the code reads, as they were when it was sent
+        self._known: _Code | None = None  # in the session of this process
+        self._sent: dict[Client, _Code] = {}  # wherever else, and there
         self._extra: dict[str, Any] | None = None  # options each task carries, None for none
         if any(self._options.get(key) is not None for key in ("timeout", "memory")):
             self._extra = {"announce": True}
@@ -101,21 +108,30 @@ class RemoteFunction(Generic[T]):
         """
         self._check(args, kwargs)
         if self._thread:
-            return self._in_thread(args, kwargs)
+            return self._in_thread(session.current_client(), args, kwargs)
         if self._is_detached:
             return self._detached(args, kwargs)
-        known = self._known
-        client = known[0] if known is not None else session.current_client()
-        if known is None or client.closed:
-            client = session.current_client()
-            known = self._register(client)
-        extra = self._with_captured()
+        code = self._known
+        if code is None or code.client.closed:
+            code = self._known = self._register(session.current_client())
+        return self._submit(code, args, kwargs)
+
+    def submit_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same in the session of this client, whichever that is."""
+        self._check(args, kwargs)
+        if self._thread:
+            return self._in_thread(client, args, kwargs)
+        return self._submit(self._register(client), args, kwargs)
+
+    def _submit(self, code: _Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        client, fn, _ = code
+        extra = self._with_captured(code)
         if self._generator == "streaming":
             return client.submit_stream(
-                known[1], args, kwargs, self._name, extra, self._named, backpressure=bool(self._backpressure)
+                fn, args, kwargs, self._name, extra, self._named, backpressure=bool(self._backpressure)
             )
         num_returns = self._num_returns
-        ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
+        ref = client.submit(fn, args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
 
     def map(self, iterable: Iterable[Any], /, *more: Iterable[Any], **common: Any) -> list[Any]:
@@ -159,9 +175,9 @@ class RemoteFunction(Generic[T]):
             )
         if self._thread or self._generator == "streaming":
             return submit_each(self.remote, calls, common, self._name)
-        client, fn = self._register(session.current_client())
+        code = self._register(session.current_client())
         refs = submit_all(
-            *(client, fn, calls, common, self._name, self._with_captured(), max(1, self._num_returns)),
+            *(code.client, code.fn, calls, common, self._name, self._with_captured(code), max(1, self._num_returns)),
             named=self._named,
             check=self._check if check else None,
         )
@@ -174,13 +190,12 @@ class RemoteFunction(Generic[T]):
             except TypeError as error:
                 raise TypeError(f"{self._name}(): {error}") from None
 
-    def _with_captured(self) -> dict[str, Any] | None:
-        if not self._captured:
+    def _with_captured(self, code: _Code) -> dict[str, Any] | None:
+        if not code.captured:
             return self._extra
-        return {**(self._extra or {}), "pins": list(self._captured)}
+        return {**(self._extra or {}), "pins": list(code.captured)}
 
-    def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        client = session.current_client()
+    def _in_thread(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_demand(self._options, client.settings["total"], self._name)
         options = {"cpus": 0, **self._code_options()}
         retry = _retry_types(self._options)
@@ -198,17 +213,10 @@ class RemoteFunction(Generic[T]):
         function = f"{getattr(self, '__module__', '')}.{getattr(self, '__qualname__', self._name)}".lstrip(".")
         with detached.Starting(self._name, self._options.get("namespace"), label=function) as starting:
             client = starting.client
-            try:
-                fn, _ = self._send_code(client)
-                count = max(1, self._num_returns)
-                ref = client.submit(fn, args, kwargs, self._name, {"announce": True}, count, self._named)
-            except ObjectLostError:
-                if client.closed:
-                    raise
-                raise ValueError(
-                    f"{self._name}: there is a reference inside its arguments, or among the names that it reads. A "
-                    "detached task outlives the session that keeps that value: give it the value, with jt.get(ref)."
-                ) from None
+            fn = self._register(client).fn
+            ref = client.submit(
+                *(fn, args, kwargs, self._name, {"announce": True}, max(1, self._num_returns)), named=self._named
+            )
             starting.keep(ref if isinstance(ref, list) else [ref])
         return None if self._num_returns == 0 else ref
 
@@ -230,42 +238,38 @@ class RemoteFunction(Generic[T]):
         """The same function with other options; see `remote` for their meaning."""
         return RemoteFunction(self._function, {**self._options, **options})
 
-    def _register(self, client: Client) -> tuple[Client, int]:
+    def _register(self, client: Client) -> _Code:
         """Sends the code, once for each supervisor. What it needs of its module is taken along as it is now."""
         with self._lock:
-            if self._known is not None and self._known[0] is client:
-                return self._known
+            if client in self._sent:
+                return self._sent[client]
+            self._sent = {each: code for each, code in self._sent.items() if not each.closed}
             check_demand(self._options, client.settings["total"], self._name)
-            fn, captured = self._send_code(client)
+            extras: dict[str, Any] = {"sources": _sources(self._function)}
+            if retry := _retry_types(self._options):
+                extras["retry_exceptions"] = retry
+            from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
+
+            captured: dict[int, ObjectRef] = {}
+
+            def note(value: object) -> Any:
+                if type(value) is ObjectRef:
+                    client.leaves(value)
+                    captured[value.id] = value
+                return NotImplemented
+
+            data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
+            options = self._code_options()
+            held = session.current()
+            if held is None or isinstance(held, launch.Session) or held.client is not client:
+                # Modules that can be imported here now can be imported there.
+                options["path"] = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+                fn = client.new_function(shared.pack(data, buffers), options, self)
+            else:  # it could be sent, and is not: a debugger wants the function itself
+                fn = held.client.learn(self._function, options, extras)
             # As long as this object can make tasks; and each task pins them, since a worker may learn the code late.
-            self._captured = captured
-            self._known = (client, fn)
-            return self._known
-
-    def _send_code(self, client: Client) -> tuple[int, dict[int, ObjectRef]]:
-        """The code's id there, and the refs in it."""
-        extras: dict[str, Any] = {"sources": _sources(self._function)}
-        if retry := _retry_types(self._options):
-            extras["retry_exceptions"] = retry
-        from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
-
-        captured: dict[int, ObjectRef] = {}
-
-        def note(value: object) -> Any:
-            if type(value) is ObjectRef:
-                client.leaves(value)
-                captured[value.id] = value
-            return NotImplemented
-
-        data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
-        options = self._code_options()
-        held = session.current()
-        if held is None or isinstance(held, launch.Session) or held.client is not client:
-            # Modules that can be imported here now can be imported there.
-            options["path"] = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
-            return client.new_function(shared.pack(data, buffers), options, self), captured
-        # It could be sent, and is not: a debugger wants the function itself.
-        return held.client.learn(self._function, options, extras), captured
+            code = self._sent[client] = _Code(client, fn, captured)
+            return code
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(

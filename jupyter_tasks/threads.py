@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks.exceptions import ObjectLostError, UnserializableError
-from jupyter_tasks.refs import THREAD_PREFIX, ObjectRef
+from jupyter_tasks.refs import THREAD_PREFIX, ObjectRef, process
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import Flag, Kind, frame, to_json
@@ -49,8 +49,14 @@ class _Call:
     replaced: frozenset[int] = frozenset()
 
     def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+        self,
+        host: ThreadHost,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
     ) -> None:
+        self.host = host
         self.function = function
         self.args = args
         self.kwargs = kwargs
@@ -130,8 +136,9 @@ class ThreadHost:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._calls: dict[int, _Call] = {}  # those that are not final
-        client.parent = functools.partial(_parent, client.parent)
-        client.on_wait = functools.partial(self._waiting, client.on_wait)
+        client.parent = functools.partial(self._parent, client.parent)
+        if getattr(process.on_wait, "func", None) is not _waiting:
+            process.on_wait = functools.partial(_waiting, process.on_wait)
 
     def submit(
         self,
@@ -150,8 +157,8 @@ class ThreadHost:
         """
         client = self._client
         num_returns = max(1, options.get("num_returns", 1))
-        call = _Call(function, args, kwargs, {**options, "retry_exceptions": retry_exceptions})
-        deps = [arg.id for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+        call = _Call(self, function, args, kwargs, {**options, "retry_exceptions": retry_exceptions})
+        deps = [self._id_of(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
         wire = client.belonging({**options, "threads": THREADS, **({"deps": deps} if deps else {})})
         call.task_id = client.new_ids(num_returns)
         self._calls[call.task_id] = call
@@ -163,6 +170,11 @@ class ThreadHost:
         submitted = client.submit_packed(Kind.TASK, 0, _NOTHING, label, wire, num_returns, call.task_id)
         client.when_final(submitted[0] if isinstance(submitted, list) else submitted, self._forget)
         return submitted
+
+    def _id_of(self, ref: ObjectRef) -> int:
+        """What the task waits for; the value it gets from the ref."""
+        client = self._client
+        return ref.id if ref._client is client else client.adopted(ref, only_wait=True).id
 
     def share(self, ref: ObjectRef) -> None:
         """The value of this ref, perhaps that of a thread task, is about to be needed in another process.
@@ -257,7 +269,7 @@ class ThreadHost:
         return items.results(value, num_returns)
 
     def _resolved(self, arg: Any) -> Any:
-        return self._client.value(arg) if type(arg) is ObjectRef else arg
+        return arg._client.value(arg) if type(arg) is ObjectRef else arg
 
     def _tell(self, call: _Call, values: list[Any], error: BaseException | None) -> None:
         """How it ended. A task that was asked to stop is cancelled, whatever it returns."""
@@ -293,12 +305,7 @@ class ThreadHost:
 
     def _send_value(self, place: int, id: int, value: Any, name: str) -> None:
         refs: list[ObjectRef] = []
-
-        def note(each: object) -> Any:
-            if type(each) is ObjectRef:
-                refs.append(each)
-            return NotImplemented
-
+        note = functools.partial(items.note_ref, self._client, refs)
         data, buffers = serialize.dumps(value, root=name or "value", reducers=note)
         payload = shared.pack(data, buffers)
         if refs:
@@ -310,19 +317,27 @@ class ThreadHost:
         with contextlib.suppress(ObjectLostError):
             self._client.say(frame(kind, place or id, body, flags=flags, fn=id))
 
-    @contextlib.contextmanager
-    def _waiting(self, before: Callable[[], contextlib.AbstractContextManager[None]] | None) -> Iterator[None]:
-        """Around a wait for other tasks: meanwhile this task's slot is free."""
+    def _parent(self, before: Callable[[], int] | None) -> int:
+        """Which task of this session submits here."""
         call = context.thread_call.get()
-        if call is None or call.thread != threading.get_ident():
-            with before() if before is not None else contextlib.nullcontext():
-                yield
-            return
-        self._say(Kind.BLOCKED, call.task_id)
-        try:
+        if call is not None:
+            return int(call.task_id) if call.host is self else 0
+        return before() if before is not None else 0
+
+
+@contextlib.contextmanager
+def _waiting(before: Callable[[], contextlib.AbstractContextManager[None]] | None) -> Iterator[None]:
+    """Around a wait for other tasks: meanwhile the slot of the thread task that waits is free."""
+    call = context.thread_call.get()
+    if call is None or call.thread != threading.get_ident():
+        with before() if before is not None else contextlib.nullcontext():
             yield
-        finally:
-            self._say(Kind.UNBLOCKED, call.task_id)
+        return
+    call.host._say(Kind.BLOCKED, call.task_id)
+    try:
+        yield
+    finally:
+        call.host._say(Kind.UNBLOCKED, call.task_id)
 
 
 class _Sender:
@@ -360,10 +375,3 @@ class _Unsendable:
 
 def _refuse(why: str) -> Any:
     raise UnserializableError(f"The result of a thread task stays in the process that made it: {why}")
-
-
-def _parent(before: Callable[[], int] | None) -> int:
-    call = context.thread_call.get()
-    if call is not None:
-        return int(call.task_id)
-    return before() if before is not None else 0

@@ -52,12 +52,6 @@ MOST_NOTED = 5  # names that one line of a message lists
 LOOK_AGAIN = 0.5  # seconds between looks, while somebody debugs, at whether the supervisor is still there
 
 
-_NO_REFS = (
-    "there is a reference inside a value that it takes along. A detached task outlives the session that keeps what it "
-    "stands for: take along jt.get(ref) instead."
-)
-
-
 class _Nowhere:
     """Stands for the session of a detached cell while it is packed, when there is none yet: refs mean nothing there."""
 
@@ -65,7 +59,10 @@ class _Nowhere:
 
     @staticmethod
     def leaves(ref: ObjectRef) -> None:
-        raise exceptions.ObjectLostError(_NO_REFS)
+        raise exceptions.ObjectLostError(
+            f"{ref!r} is inside a value that a detached task takes along, and that task outlives the session that keeps "
+            "what it stands for. Take jt.get(ref) along instead."
+        )
 
 
 _NOWHERE: Any = _Nowhere()
@@ -226,8 +223,6 @@ class Launcher:
         packer.connected(_NOWHERE)
         payload = packer.pack(cell, first_line, options, names, taken, wire, None)
         try:
-            if "pins" in wire:
-                raise UsageError(f"%%remote {label}: {_NO_REFS}")
             if options.replace:
                 with contextlib.suppress(ValueError):  # there is none
                     detached.kill(label, reason="replaced by a new run")

@@ -97,17 +97,13 @@ class ActorCall:
         return self.host.worker.config
 
     @property
-    def guard(self) -> ActorCall:
+    def guard(self) -> Any:
         """Who knows whether it is to stop."""
         return self
 
     def is_canceled(self) -> bool:
-        """It was asked to stop.
-
-        Raises:
-            RuntimeError: it is a coroutine's: that gets a CancelledError.
-        """
-        return self.host.is_canceled(self)
+        """It was asked to stop."""
+        return self.asked
 
     def option(self, name: str) -> Any:
         """Of this call, or else of its method."""
@@ -152,6 +148,26 @@ class ActorCall:
             if fd is not None:
                 os.close(fd)
         self._fd, self._values = None, {}
+
+
+class CallInOrder(ActorCall):
+    """One that runs alone: the shared page says whether it is to stop."""
+
+    @property
+    def guard(self) -> Any:
+        """The worker's."""
+        return self.host.worker.guard
+
+
+class CallInLoop(ActorCall):
+    """A coroutine's."""
+
+    def is_canceled(self) -> bool:
+        """Raises RuntimeError: it need not ask."""
+        raise RuntimeError(
+            "is_canceled() is for methods that are no coroutines: in an async actor a cancel raises "
+            "asyncio.CancelledError at the await."
+        )
 
 
 class Host:
@@ -200,10 +216,6 @@ class Host:
             os._exit(code)
 
     # -- calls ------------------------------------------------------------------------------------------------
-
-    def is_canceled(self, call: ActorCall) -> bool:
-        """See ActorCall."""
-        return call.asked
 
     def facts(self, call: ActorCall | None) -> context.TaskFacts:
         """What a call, or the constructor, may know of itself."""
@@ -279,13 +291,11 @@ class Host:
 class InOrder(Host):
     """One call at a time, in the main thread."""
 
-    def is_canceled(self, call: ActorCall) -> bool:
-        """The shared page says it."""
-        return self.worker.guard.is_canceled()
-
 
 class Threaded(Host):
     """Several calls at a time, each in a thread. The main thread reads the socket."""
+
+    call_type = ActorCall
 
     def __init__(self, worker: _Worker, id: int, options: dict[str, Any], function: _Function) -> None:
         super().__init__(worker, id, options, function)
@@ -337,7 +347,7 @@ class Threaded(Host):
             if kind == Kind.RESULT:
                 values[id] = (body, fd)
             elif kind == Kind.CALL:
-                call = ActorCall(self, id, flags, body, fd, values)
+                call = self.call_type(self, id, flags, body, fd, values)
                 values = self.worker._values = {}
                 if self._exits:
                     call.drop()
@@ -447,7 +457,7 @@ class Threaded(Host):
         ends[-1] = execution._with_flags(ends[-1], min(took, execution.MOST_DURATION) << DURATION_SHIFT)
         self._over(call)
         if not fds and sum(map(len, ends)) <= MESSAGE_LIMIT // 2:
-            self._say(b"".join(ends))
+            self.say_soon(b"".join(ends))
         else:
             with self.worker._send_lock:
                 self.worker._ends, kept = ends, self.worker._ends
@@ -462,6 +472,10 @@ class Threaded(Host):
         flags = Flag.STDERR if fd == 2 else 0
         for at in range(0, len(data), MOST_OUTPUT):
             self._say(frame(Kind.OUTPUT, id, data[at : at + MOST_OUTPUT], flags=flags))
+
+    def say_soon(self, data: bytes) -> None:
+        """The same, perhaps with what comes next."""
+        self._say(data)
 
     def _say(self, data: bytes) -> None:
         with self.worker._send_lock:
@@ -490,6 +504,8 @@ class Threaded(Host):
 class Async(Threaded):
     """Coroutines, in an event loop that has the main thread. A thread of ours reads the socket."""
 
+    call_type = CallInLoop
+
     def __init__(self, worker: _Worker, id: int, options: dict[str, Any], function: _Function) -> None:
         super().__init__(worker, id, options, function)
         import asyncio
@@ -497,13 +513,7 @@ class Async(Threaded):
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._cancelled = asyncio.CancelledError
-
-    def is_canceled(self, call: ActorCall) -> bool:
-        """See ActorCall."""
-        raise RuntimeError(
-            "is_canceled() is for methods that are no coroutines: in an async actor a cancel raises "
-            "asyncio.CancelledError at the await."
-        )
+        self._unsaid: list[bytes] = []  # ends
 
     def construct(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """In the loop, so that it may make tasks there."""
@@ -530,6 +540,7 @@ class Async(Threaded):
             code = execution._exit_code(error)
             if code:
                 os._exit(code)
+        self._say_all()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self.leave()
 
@@ -593,6 +604,25 @@ class Async(Threaded):
             if generator is None and len(collected) > num_returns:
                 break
         return self._items_of(call, iter(collected))
+
+    def say_soon(self, data: bytes) -> None:
+        """What ends in one turn of the loop is told in one message."""
+        if not self._unsaid:
+            self._loop.call_soon(self._say_all)
+        self._unsaid.append(data)
+
+    def _say_all(self) -> None:
+        unsaid, self._unsaid = self._unsaid, []
+        size = 0
+        message: list[bytes] = []
+        for data in unsaid:
+            if size + len(data) > MOST_OUTPUT and message:
+                self._say(b"".join(message))
+                message, size = [], 0
+            message.append(data)
+            size += len(data)
+        if message:
+            self._say(b"".join(message))
 
     def stop(self, call: ActorCall) -> None:
         """CancelledError at its await, once for each cancel. Reader."""

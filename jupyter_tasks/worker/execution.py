@@ -339,7 +339,7 @@ class _Worker:
             self._skip(id, fd)
             guard.end()
             return
-        call = actors.ActorCall(self.actor, id, flags, body, fd, self._values)
+        call = actors.CallInOrder(self.actor, id, flags, body, fd, self._values)
         self._values = {}
         self.task_id = id
         self._waits = 0
@@ -606,7 +606,7 @@ class _Worker:
             for i in reversed(range(len(values))):
                 refs: list[ObjectRef] = []
                 data, buffers = serialize.dumps(
-                    values[i], root="result", to="the kernel", reducers=functools.partial(items.note_ref, refs)
+                    values[i], root="result", to="the kernel", reducers=functools.partial(items.note_ref, None, refs)
                 )
                 if refs:
                     # Through the client, which tells after this, and not before, that our own refs are gone.
