@@ -60,8 +60,8 @@ class _Nowhere:
     @staticmethod
     def leaves(ref: ObjectRef) -> None:
         raise exceptions.ObjectLostError(
-            f"{ref!r} is inside a value that a detached task takes along, and that task outlives the session that keeps "
-            "what it stands for. Take jt.get(ref) along instead."
+            f"{ref!r} is inside a value that a detached task takes along, and that task outlives the session that "
+            "keeps what it stands for. Take jt.get(ref) along instead."
         )
 
 
