@@ -33,6 +33,7 @@ _WHERE = {
     "get": "jupyter_tasks.api",
     "get_actor": "jupyter_tasks.actor",
     "get_runtime_context": "jupyter_tasks.api",
+    "get_task": "jupyter_tasks.detached",
     "init": "jupyter_tasks.session",
     "is_initialized": "jupyter_tasks.session",
     "kill": "jupyter_tasks.actor",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from jupyter_tasks.api import put as put
     from jupyter_tasks.api import tasks as tasks
     from jupyter_tasks.api import wait as wait
+    from jupyter_tasks.detached import get_task as get_task
     from jupyter_tasks.executor import Executor as Executor
     from jupyter_tasks.functions import RemoteFunction as RemoteFunction
     from jupyter_tasks.functions import remote as remote

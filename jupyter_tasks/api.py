@@ -274,11 +274,17 @@ def cancel(
 
 
 def tasks() -> list[dict[str, Any]]:
-    """The tasks of this session, live ones first: dicts with "task_id", "name", "state", "elapsed_s" and more."""
-    if not session.is_initialized():
-        return []
-    records: list[dict[str, Any]] = session.current_client().request("tasks")["tasks"]
-    return records
+    """The tasks of this session, live ones first, and the detached tasks of this user on this host.
+
+    Returns:
+        Dicts with "task_id", "name", "state", "elapsed_s" and more; of detached tasks also "detached": True.
+    """
+    from jupyter_tasks import detached
+
+    records: list[dict[str, Any]] = []
+    if session.is_initialized():
+        records = session.current_client().request("tasks")["tasks"]
+    return [*records, *detached.records()]
 
 
 # -- inside a task ------------------------------------------------------------------------------------------------

@@ -1292,18 +1292,19 @@ def forget_all() -> None:
             client.forget()
 
 
-def connect(path: str, key: str, worker: int = 0) -> Client:
+def connect(path: str, key: str, worker: int = 0, timeout: float = START_LIMIT) -> Client:
     """Connects to a supervisor that runs.
 
     Args:
         worker: the number of the worker that this process is.
+        timeout: seconds that it may take to answer.
 
     Raises:
         JupyterTasksError: it refuses us, in its own words.
         OSError: nobody listens there.
     """
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(START_LIMIT)
+    sock.settimeout(timeout)
     try:
         sock.connect(path)
         sock.sendall(frame(Kind.HELLO, 0, to_json({"protocol": PROTOCOL, "key": key, "worker": worker})))

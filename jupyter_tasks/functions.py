@@ -25,7 +25,9 @@ _OPTIONS = frozenset(
     {
         "executor",
         "interruptible",
+        "lifetime",
         "name",
+        "namespace",
         "num_cpus",
         "num_gpus",
         "resources",
@@ -79,6 +81,7 @@ class RemoteFunction(Generic[T]):
             )
         self._thread = self._options.get("executor") == "thread"
         _check_executor(self._options, self._name)
+        self._is_detached = _is_detached(self._options, self._name, self._generator)
         self._signature = _signature(function)
         self._lock = threading.Lock()
         self._known: _Code | None = None  # in the session of this process
@@ -99,11 +102,15 @@ class RemoteFunction(Generic[T]):
         Raises:
             TypeError: the arguments do not fit the function.
             UnserializableError: an argument cannot be sent; names it.
-            ValueError: it needs more of a resource than there is.
+            ValueError: it needs more of a resource than there is; of a detached task, its name is taken, or an argument
+                is a reference whose value is not there yet.
+            RuntimeError: a detached task cannot be started from here: in a task, or in local mode.
         """
         self._check(args, kwargs)
         if self._thread:
             return self._in_thread(session.current_client(), args, kwargs)
+        if self._is_detached:
+            return self._detached(args, kwargs)
         code = self._known
         if code is None or code.client.closed:
             code = self._known = self._register(session.current_client())
@@ -161,6 +168,11 @@ class RemoteFunction(Generic[T]):
     def _submit_all(self, calls: Iterable[Any], common: dict[str, Any], *, check: bool) -> list[Any]:
         from jupyter_tasks.mapping import submit_all, submit_each
 
+        if self._is_detached:
+            raise ValueError(
+                f"{self._name}: with lifetime='detached' each task needs a name of its own; map() and starmap() have "
+                "one for all. Put the loop into a function, and call that one."
+            )
         if self._thread or self._generator == "streaming":
             return submit_each(self.remote, calls, common, self._name)
         code = self._register(session.current_client())
@@ -188,6 +200,24 @@ class RemoteFunction(Generic[T]):
         options = {"cpus": 0, **self._code_options()}
         retry = _retry_types(self._options)
         ref = client.threads.submit(self._function, args, kwargs, self._name, options, retry_exceptions=retry)
+        return None if self._num_returns == 0 else ref
+
+    def _detached(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Submits to a supervisor of this task's own."""
+        from jupyter_tasks import detached
+
+        detached.check_place(self._name)
+        detached.check_group(self._name)
+        check_demand(self._options, launch.default_total(), self._name)
+        args, kwargs = detached.by_value(args, kwargs, self._name)
+        function = f"{getattr(self, '__module__', '')}.{getattr(self, '__qualname__', self._name)}".lstrip(".")
+        with detached.Starting(self._name, self._options.get("namespace"), label=function) as starting:
+            client = starting.client
+            fn = self._register(client).fn
+            ref = client.submit(
+                *(fn, args, kwargs, self._name, {"announce": True}, max(1, self._num_returns)), named=self._named
+            )
+            starting.keep(ref if isinstance(ref, list) else [ref])
         return None if self._num_returns == 0 else ref
 
     def _code_options(self) -> dict[str, Any]:
@@ -267,6 +297,10 @@ def remote(*args: Any, **options: Any) -> Any:
 
     Args:
         name: what the screen shows. Default: the function's name.
+        lifetime: "detached": the task has a supervisor of its own, with as many CPUs as a session, and outlives this
+            process; any later one finds it with `get_task(name)`. Its result lives until it is killed or cleared
+            (`%tasks kill NAME`, `%tasks clear NAME`). Needs a `name` that no other has.
+        namespace: with lifetime="detached": names need to be unique within it only. Default: "default".
         num_cpus, num_gpus: what a task takes while it runs. Default 1 and 0; fractions are fine, of GPUs up to 1. A
             task with GPUs sees them in CUDA_VISIBLE_DEVICES, without it that variable is untouched. BLAS and OpenMP
             get `num_cpus` threads, unless OMP_NUM_THREADS and the like are set.
@@ -326,7 +360,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             _check_retry_exceptions(value)
         if name == "resources":
             _check_resources(value)
-        if value is None or name in ("executor", "name", "resources", "retry_exceptions"):
+        if value is None or name in ("executor", "lifetime", "name", "namespace", "resources", "retry_exceptions"):
             continue
         if name == "interruptible":
             if not isinstance(value, bool):
@@ -360,6 +394,30 @@ def _check_executor(options: dict[str, Any], name: str) -> None:
             raise ValueError(
                 f"{name}: {option} is for executor='process'; a thread shares the memory and devices of its process."
             )
+
+
+def _is_detached(options: dict[str, Any], name: str, generator: str | None) -> bool:
+    """The task outlives this process. Raises ValueError where that cannot be."""
+    lifetime, namespace = options.get("lifetime"), options.get("namespace")
+    if lifetime not in (None, "detached"):
+        raise ValueError(f"{name}: lifetime must be None or 'detached', but is {lifetime!r}.")
+    if lifetime is None:
+        if namespace is not None:
+            raise ValueError(f"{name}: namespace is for lifetime='detached'; other tasks are not found by name.")
+        return False
+    for what, value in (("name", options.get("name")), ("namespace", namespace or "default")):
+        if not isinstance(value, str) or not value:
+            raise ValueError(
+                f"{name}: lifetime='detached' needs a {what}, a text by which the task is found again: "
+                f".options(lifetime='detached', {what}='nightly')."
+            )
+    if options.get("executor") == "thread":
+        raise ValueError(f"{name}: lifetime='detached' is for executor='process'; a thread ends with this process.")
+    if generator is not None:
+        raise ValueError(
+            f"{name}: lifetime='detached' is not for generators, whose items belong to who takes them. Return a list."
+        )
+    return True
 
 
 def _retry_types(options: dict[str, Any]) -> Any:

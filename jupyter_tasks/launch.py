@@ -20,13 +20,23 @@ from jupyter_tasks.wire.frames import PROTOCOL, SESSION_MARK, Kind, frame, to_js
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
 
-__all__ = ["Session", "detect_cpus", "detect_gpus", "gpu_names", "start"]
+__all__ = [
+    "Session",
+    "default_total",
+    "detect_cpus",
+    "detect_gpus",
+    "gpu_names",
+    "start",
+    "start_detached",
+]
 
 KEPT_FAILURES = 2  # failed tasks whose frames are kept for `%tasks debug`: each costs the memory of its worker
 SOCKET_PATH_LIMIT = 107  # bytes (sockaddr_un), 103 on macOS
 
 # The working directory is not on the path while we import: a notebook's folder may hold a `select.py`.
 _BOOT = "import sys; sys.path[0] = {root!r}; from jupyter_tasks.supervisor.__main__ import main; main({fd})"
+# Forked once more, it is nobody's child: no tree of the kernel's is ended with it in it, and no zombie of it is left.
+_BOOT_DETACHED = f"import os; os.fork() and os._exit(0); {_BOOT}"
 
 
 @dataclass
@@ -140,6 +150,11 @@ def _visible_gpus() -> list[str] | None:
     return names[:end]
 
 
+def default_total() -> dict[str, float]:
+    """What a session gives out if nobody says otherwise."""
+    return {"CPU": float(max(2, detect_cpus())), "GPU": float(detect_gpus())}
+
+
 def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
     """Starts a supervisor and returns the session.
 
@@ -147,17 +162,59 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         ValueError: more GPUs than CUDA_VISIBLE_DEVICES shows.
         JupyterTasksError: it could not be started; says what it wrote.
     """
+    config = _config(total) | {"keep": KEPT_FAILURES if _is_interactive() else 0}
+    log = tempfile.TemporaryFile()  # lives as long as the session
+    process, client = _started(config, log, _BOOT)
+    session = Session(client, process, arguments, config["directory"], log, config["mark"])
+    session.client.on_lost = session.why
+    return session
+
+
+def start_detached(total: dict[str, float], about: dict[str, Any]) -> Client:
+    """Starts a supervisor that nobody owns, once it has been told what to keep. Returns the connection to it.
+
+    Args:
+        about: what its entry in the registry says of it (see `supervisor.registry`).
+
+    Raises:
+        as `start`; also if its name is taken.
+    """
+    config = _config(total) | {"detached": about}
+    # With the socket in a directory for temporary files, not in XDG_RUNTIME_DIR: that goes when the user logs out.
+    path = os.path.join(config["directory"], "supervisor.log")
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w+b") as log:
+        process, client = _started(config, log, _BOOT_DETACHED)
+    process.wait()  # it has forked and gone
+    return client
+
+
+def _config(total: dict[str, float]) -> dict[str, Any]:
+    """What a supervisor is told; it gets a directory, a key and a mark of its own."""
     gpus = gpu_names(math.ceil(total["GPU"]))
     directory = _private_directory()
-    mark = os.urandom(8).hex()
+    return {
+        "protocol": PROTOCOL,
+        "path": [os.path.abspath(entry) if entry == "" else entry for entry in sys.path],
+        "preload": _preload(),
+        "total": total,
+        "gpus": gpus,
+        "kernel_pid": os.getpid(),
+        "directory": directory,
+        "socket": os.path.join(directory, "s"),
+        "key": os.urandom(32).hex(),
+        "mark": os.urandom(8).hex(),
+    }
+
+
+def _started(config: dict[str, Any], log: IO[bytes], boot: str) -> tuple[subprocess.Popen[bytes], Client]:
+    """The process that was started, and the connection."""
     ours, theirs = socket.socketpair()
-    log = tempfile.TemporaryFile()  # lives as long as the session
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     command = [
         sys.executable,
         *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # as multiprocessing does
         "-c",
-        _BOOT.format(root=root, fd=theirs.fileno()),
+        boot.format(root=root, fd=theirs.fileno()),
     ]
     process = subprocess.Popen(
         command,
@@ -166,22 +223,9 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         stdout=subprocess.DEVNULL,
         stderr=log,
         start_new_session=True,  # a kernel interrupt goes to the kernel's process group; we are not in it
-        env={**os.environ, SESSION_MARK: mark},
+        env={**os.environ, SESSION_MARK: config["mark"]},
     )
     theirs.close()
-    config = {
-        "protocol": PROTOCOL,
-        "path": [os.path.abspath(entry) if entry == "" else entry for entry in sys.path],
-        "preload": _preload(),
-        "total": total,
-        "gpus": gpus,
-        "kernel_pid": os.getpid(),
-        "keep": KEPT_FAILURES if _is_interactive() else 0,
-        "directory": directory,
-        "socket": os.path.join(directory, "s"),
-        "key": os.urandom(32).hex(),
-        "mark": mark,
-    }
     try:
         ours.sendall(frame(Kind.HELLO, 0, to_json(config)))
         # Only now: while we import the client, the supervisor imports its own modules (20 ms of a cold start).
@@ -196,16 +240,14 @@ def start(total: dict[str, float], arguments: dict[str, Any]) -> Session:
         log.seek(0)
         text = log.read().decode(errors="replace").strip()
         log.close()
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(config["directory"], ignore_errors=True)
         if not isinstance(error, Exception):
             raise
         raise exceptions.JupyterTasksError(
             f"The supervisor could not be started: {text or error}. Is the disk full, or the process limit reached?"
         ) from error
     ours.settimeout(None)
-    session = Session(Client(ours, welcome), process, arguments, directory, log, mark)
-    session.client.on_lost = session.why
-    return session
+    return process, Client(ours, welcome)
 
 
 def _private_directory() -> str:

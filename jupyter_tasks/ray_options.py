@@ -13,13 +13,11 @@ _INSTEAD = {
     "fallback_strategy": _NO_NODES,
     "get_if_exists": _ACTORS,
     "label_selector": f"{_NO_NODES} What must be counted can be a resource: resources={{'license': 1}}.",
-    "lifetime": _ACTORS,
     "max_calls": "Leave it out, or call os._exit(0) in a task whose process must not be used again.",
     "max_concurrency": _ACTORS,
     "max_pending_calls": _ACTORS,
     "max_restarts": _ACTORS,
     "max_task_retries": _ACTORS,
-    "namespace": _ACTORS,
     "num_return_vals": "It is called num_returns.",
     "object_store_memory": "Leave it out: values lie in shared memory, and there is no store to give a size. "
     "A task's own memory is limited by memory=.",

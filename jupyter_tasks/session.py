@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from jupyter_tasks import inplace
     from jupyter_tasks.client import Client
 
-__all__ = ["current", "current_client", "here", "init", "is_initialized", "on_start", "session_id", "shutdown"]
+__all__ = [
+    "current",
+    "current_client",
+    "here",
+    "init",
+    "is_initialized",
+    "on_start",
+    "print_output",
+    "session_id",
+    "shutdown",
+]
 
 _session: launch.Session | inplace.Session | None = None
 _lock = threading.RLock()
@@ -87,18 +97,15 @@ def _start(arguments: dict[str, Any], local_mode: bool = False) -> Client:
         _session.client.close()
         _session.clean()
         _session = None
-    total = {
-        "CPU": float(arguments["num_cpus"] if arguments["num_cpus"] is not None else max(2, launch.detect_cpus())),
-        "GPU": float(arguments["num_gpus"] if arguments["num_gpus"] is not None else launch.detect_gpus()),
-        **(arguments["resources"] or {}),
-    }
+    asked = {"CPU": arguments["num_cpus"], "GPU": arguments["num_gpus"], **(arguments["resources"] or {})}
+    total = launch.default_total() | {name: float(amount) for name, amount in asked.items() if amount is not None}
     if local_mode:
         from jupyter_tasks import inplace
 
         _session = inplace.Session(total, arguments)
     else:
         _session = launch.start(total, arguments)
-    _session.client.listener = _print_output
+    _session.client.listener = print_output
     for hook in _on_start:
         hook(_session.client)
     return _session.client
@@ -176,7 +183,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _print_output(kind: int, flags: int, id: int, body: bytes) -> None:
+def print_output(kind: int, flags: int, id: int, body: bytes) -> None:
     """Outside a notebook, what tasks write appears on this process's own streams."""
     if kind == Kind.OUTPUT:
         stream = sys.stderr if flags & Flag.STDERR else sys.stdout

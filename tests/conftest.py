@@ -206,6 +206,7 @@ def own_house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="jt-") as directory:
         patch.setattr(tempfile, "tempdir", directory)
         patch.setenv("TMPDIR", directory)
+        patch.setenv("JUPYTER_RUNTIME_DIR", os.path.join(directory, "runtime"))  # where detached tasks are found
         cloudpickle.register_pickle_by_value(request.module)
         yield
         cloudpickle.unregister_pickle_by_value(request.module)

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor.reaper": SYSTEM,
     "supervisor.memory": SYSTEM,
     "supervisor.tasklog": set(),
+    "supervisor.registry": SYSTEM | {"supervisor.zygote"},  # zygote: lazily, to end what a dead supervisor has left
     "supervisor.zygote": SYSTEM | {"wire", "worker"},
     "supervisor": {"backends", "engine", "wire"},
     "backends": {"engine", "wire"} | SYSTEM | {"supervisor.zygote"},
@@ -41,11 +42,12 @@ ALLOWED: dict[str, set[str]] = {
     "inplace": {"client", "engine", "refs", "several", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
-    "functions": {"actor", "client", "launch", "mapping", "ray_options", "refs", "session", "wire"},
+    "detached": {"client", "exceptions", "launch", "refs", "session", "supervisor.registry", "worker.context"},
+    "functions": {"actor", "client", "detached", "launch", "mapping", "ray_options", "refs", "session", "wire"},
     "mapping": {"client", "exceptions", "groups", "refs", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
     "stopbutton": set(),
-    "api": {"actor", "exceptions", "functions", "refs", "session", "several", "streams", "waiting", "wire"},
+    "api": {"actor", "detached", "exceptions", "functions", "refs", "session", "several", "streams", "waiting", "wire"},
     "executor": {"client", "exceptions", "functions", "futures", "refs", "session", "wire"}
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
@@ -56,15 +58,15 @@ ALLOWED: dict[str, set[str]] = {
         "actor",
         "api",
         "client",
+        "detached",
         "exceptions",
         "functions",
         "groups",
         "inplace",
         "joblib_register",
-        "refs",
-        "session",
     }
-    | {"show", "stopbutton", "wire"},
+    | {"launch", "refs", "session", "show", "stopbutton", "wire"}
+    | {"supervisor.registry"},  # as a type only
 }
 
 
@@ -109,7 +111,7 @@ def test_public_names() -> None:
     assert set(jupyter_tasks.__all__) == {
         "ActorClass", "ActorHandle", "Executor", "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "TaskGroup",
         "__version__", "actor", "as_completed", "cancel", "exceptions", "exit_actor", "get", "get_actor",
-        "get_runtime_context", "init", "is_initialized", "kill", "list_actors", "load_ipython_extension", "method",
+        "get_runtime_context", "get_task", "init", "is_initialized", "kill", "list_actors", "load_ipython_extension", "method",
         "progress", "put", "register_joblib", "remote", "shutdown", "tasks", "track", "unload_ipython_extension", "wait",
     }  # fmt: skip
     for name in jupyter_tasks.__all__:

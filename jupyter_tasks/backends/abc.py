@@ -130,5 +130,9 @@ class Backend(ABC):
         """Has the task's worker write what it is doing to a file, a moment later; None if the task runs in none."""
 
     @abstractmethod
+    def rest(self) -> None:
+        """Nothing is to run for now: gives up what is kept ready. `run` may be called again."""
+
+    @abstractmethod
     def shutdown(self) -> None:
         """Ends everything it ever started, at once, and returns when it is gone."""

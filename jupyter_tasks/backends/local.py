@@ -192,7 +192,22 @@ class LocalBackend(Backend):
 
     # -- workers come and go ----------------------------------------------------------------------------------
 
+    def rest(self) -> None:
+        # Unless something that a task has left still runs.
+        if not self._zygote_pid or any(worker.left_over for worker in self._workers.values()):
+            return
+        for worker in list(self._workers.values()):
+            self._end_tree(worker)
+        # Killed before its socket is closed: it would take our end for an accident.
+        reaper.signal_all([self._zygote_pid], signal.SIGKILL)
+        self._host.unwatch(self._zygote.fileno())
+        self._zygote.close()
+        self._zygote_pid = 0
+
     def _new_worker(self, devices: Sequence[int] = ()) -> _Worker:
+        if not self._zygote_pid:
+            self._zygote_pid, self._zygote = zygote.start(self._config)
+            self._host.watch(self._zygote.fileno(), self._zygote_says)
         self._numbers += 1
         sock, theirs = platform.worker_socketpair()
         for end in (sock, theirs):
@@ -953,7 +968,8 @@ class LocalBackend(Backend):
         self._stopping = True
         # Nobody gets away: stop, look again, kill, until nothing is below us. The zygote goes first, or it would
         # take our end for an accident.
-        reaper.signal_all([self._zygote_pid], signal.SIGKILL)
+        if self._zygote_pid:
+            reaper.signal_all([self._zygote_pid], signal.SIGKILL)
         for _ in range(200):
             found = reaper.sweep(os.getpid(), with_root=False)
             living = [pid for pid in found if reaper.exists(pid)]

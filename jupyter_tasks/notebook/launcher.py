@@ -12,11 +12,11 @@ import sysconfig
 import time
 import types
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from jupyter_tasks import exceptions, session
+from jupyter_tasks import detached, exceptions, launch, session
 from jupyter_tasks.client import Client
 from jupyter_tasks.functions import check_demand
 from jupyter_tasks.groups import TaskGroup
@@ -42,11 +42,30 @@ from jupyter_tasks.stopbutton import StopButton
 from jupyter_tasks.wire import ambient, identity, shared
 from jupyter_tasks.wire.frames import Kind, show_id
 
+if TYPE_CHECKING:
+    from jupyter_tasks.supervisor.registry import Entry
+
 __all__ = ["Launcher"]
 
 MOST_LINE = 200  # characters of an error in the headline
 MOST_NOTED = 5  # names that one line of a message lists
 LOOK_AGAIN = 0.5  # seconds between looks, while somebody debugs, at whether the supervisor is still there
+
+
+class _Nowhere:
+    """Stands for the session of a detached cell while it is packed, when there is none yet: refs mean nothing there."""
+
+    closed = False
+
+    @staticmethod
+    def leaves(ref: ObjectRef) -> None:
+        raise exceptions.ObjectLostError(
+            f"{ref!r} is inside a value that a detached task takes along, and that task outlives the session that "
+            "keeps what it stands for. Take jt.get(ref) along instead."
+        )
+
+
+_NOWHERE: Any = _Nowhere()
 
 
 @dataclass(slots=True)
@@ -79,18 +98,21 @@ class Launcher:
         self._put_back: list[_Launched] = []  # ended without a value; their names get back what they held
         self._preloaded: set[str] = set()
         self._packer = Packer(ip)
+        self._routers: dict[int, Router] = {}  # of connections to detached tasks, by the connection's identity
 
     def start(self) -> None:
         """Joins the shell's events. Starts no process."""
         self._ip.events.register("pre_run_cell", self._before_cell)
         self._ip.events.register("post_run_cell", self._after_cell)
         session.on_start(self._connected)
+        detached.on_connect(self._attached)
         self._groups.start()
 
     def stop(self) -> None:
         """Ends the session and leaves the shell."""
         self._groups.stop()
         session.shutdown()
+        detached.close()
         self._feed.stop()
         for name, hook in (("pre_run_cell", self._before_cell), ("post_run_cell", self._after_cell)):
             with contextlib.suppress(ValueError):
@@ -100,18 +122,30 @@ class Launcher:
         """Everything that has ended is on the screen when this returns."""
         if self._client is not None and not self._client.closed:
             self._client.drain_events()
+        for client in detached.clients():
+            client.drain_events()
         self._feed.flush()
         self._screen.flush()
 
     def _connected(self, client: Client) -> None:
         self._router.reset()
-        self._open.clear()
+        self._open = {id: each for id, each in self._open.items() if not each.ref._client.closed}
         self._preloaded.clear()
         self._packer.connected(client)
         client.namespace = self._ip.user_ns
         client.listener = self._router.listen
         self._client = client
         self._router.cell_begins(client.last_id)
+
+    def _attached(self, client: Client) -> None:
+        """A connection to a detached task; what a function prints there appears under the cell that runs now."""
+        router = Router(self._screen)
+        router.cell_begins(0)
+        client.namespace = self._ip.user_ns
+        client.listener = router.listen
+        open_ones = {id(client), *map(id, detached.clients())}
+        self._routers = {key: old for key, old in self._routers.items() if key in open_ones}
+        self._routers[id(client)] = router
 
     def _before_cell(self, info: Any = None) -> None:
         if self._client is not None and not self._client.closed:
@@ -132,7 +166,9 @@ class Launcher:
             UsageError: something about the line or the names is wrong; one sentence, nothing was started.
             With `wait`: what the cell raised.
         """
-        names = self._packer.analyse(cell, first_line)
+        # A detached one begins with what is around it now, not with what was there when the session began.
+        packer = Packer(self._ip) if options.detach else self._packer
+        names = packer.analyse(cell, first_line)
         outs = self._outs(options, names)
         namespace = self._ip.user_ns
         if options.name is not None:
@@ -141,8 +177,11 @@ class Launcher:
             others = [options.name or "", *outs]
             sweep = "--group sweep"
             check_name(options.group, namespace, others, TaskGroup, of="group", option="--group", example=sweep)
-        taken = self._packer.captured(options, names)
+        taken = packer.captured(options, names)
         label = options.name or f"cell {cell_number(self._ip)}"
+        if options.detach:
+            self._launch_detached(packer, cell, first_line, list(outs), options, taken, names)
+            return
         client = self._started()
         try:
             check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, client.settings["total"], label)
@@ -153,13 +192,73 @@ class Launcher:
             return
         wire = self._wire_options(options, outs, label, first_line)
         sent: dict[int, Any] | None = {} if outs == "*" else None
-        payload = self._packer.pack(cell, first_line, options, names, taken, wire, sent)
+        payload = packer.pack(cell, first_line, options, names, taken, wire, sent)
         self._warm(client)
         if options.replace:
             for launched in self._earlier_runs(options.name):
                 client.cancel(launched.ref.id, reason="replaced by a new run")
         with self._groups.of_cell(options.group, client) as wire["group"]:
-            self._run(client, payload, wire, label, outs, options, sent)
+            self._run(client, self._router, payload, wire, label, outs, options, sent)
+
+    def _launch_detached(
+        self,
+        packer: Packer,
+        cell: str,
+        first_line: str,
+        outs: list[str],
+        options: CellOptions,
+        taken: dict[str, Any],
+        names: capture.CellNames,
+    ) -> None:
+        """With a supervisor of its own."""
+        label = options.name
+        assert label is not None, "the magic has seen to that"
+        try:
+            detached.check_place(f"%%remote {label} --detach")
+            check_demand({"num_cpus": options.cpus, "num_gpus": options.gpus}, launch.default_total(), label)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"%%remote: {error}") from None
+        taken = {name: self._value_of(name, value) for name, value in taken.items()}
+        wire = self._wire_options(options, outs, label, first_line)
+        packer.connected(_NOWHERE)
+        payload = packer.pack(cell, first_line, options, names, taken, wire, None)
+        try:
+            if options.replace:
+                with contextlib.suppress(ValueError):  # there is none
+                    detached.kill(label, reason="replaced by a new run")
+            with detached.Starting(label, label="cell", outs=outs) as starting:
+                router = self._routers[id(starting.client)]
+                self._run(starting.client, router, payload, wire, label, outs, options, None, starting)
+        except detached.NameTakenError as error:
+            raise UsageError(f"%%remote: {error} --replace ends it, and takes its name.") from None
+        finally:
+            payload.close()
+
+    @staticmethod
+    def _value_of(name: str, value: Any) -> Any:
+        """For a cell that outlives the session: a ref is there for its value."""
+        return Packer.value_of_old(name, value) if isinstance(value, ObjectRef) else value
+
+    def attach(self, entry: Entry) -> None:
+        """Shows the board of a detached task in the cell that runs now: what it has shown so far, and what comes."""
+        ref, *more = detached.bring(entry)
+        earlier = self._open.get(ref.id)
+        if earlier is not None and earlier.board is not None:
+            earlier.board.notes.append("its board goes on in a later cell")
+            self._feed.changed(ref.id)
+            self._feed.flush()
+        client, place = ref._client, self._screen.here()
+        board = Board(ref.task_id, entry.name)
+        self._watch(self._routers[id(client)], ref.id, board, place)
+        client.request("attach", id=ref.id)
+        self._open[ref.id] = launched = _Launched(entry.name, entry.name, ref, [ref, *more], place, board)
+        client.when_final(ref, lambda _: self._ended(launched))
+        self.settle()
+
+    def _watch(self, router: Router, id: int, board: Board, place: Place) -> None:
+        """What this task says goes to the board, which is shown at the place."""
+        router.add(id, lambda kind, content, stderr: self._to_board(id, board, place, kind, content, stderr))
+        self._feed.add(id, board, place)
 
     def _run_in_place(
         self,
@@ -258,12 +357,14 @@ class Launcher:
     def _run(
         self,
         client: Client,
+        router: Router,
         payload: shared.Payload,
         wire: dict[str, Any],
         label: str,
         outs: list[str] | str,
         options: CellOptions,
         sent: dict[int, Any] | None,
+        starting: detached.Starting | None = None,
     ) -> None:
         place = self._screen.here()
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -271,14 +372,15 @@ class Launcher:
         id = client.new_ids(wire["num_returns"])
         board = None if options.wait or options.quiet else Board(show_id(id), label)
         if options.wait:
-            self._router.add(id, lambda kind, content, stderr: news.put((kind, content, stderr)))
+            router.add(id, lambda kind, content, stderr: news.put((kind, content, stderr)))
         elif board is not None:
             board.earlier = [each.ref.task_id for each in self._earlier_runs(options.name, place)]
-            self._router.add(id, lambda kind, content, stderr: self._to_board(id, board, place, kind, content, stderr))
-            self._feed.add(id, board, place)
+            self._watch(router, id, board, place)
         with StopButton(lambda: news.put(STOP)) as button:
             submitted = client.submit_packed(Kind.TASK, 0, payload, label, wire, wire["num_returns"], id)
             returns = submitted if isinstance(submitted, list) else [submitted]
+            if starting is not None:
+                starting.keep(returns)
             launched = _Launched(label, options.name, returns[0], returns, place, board, sent=sent)
             self._bind(launched, outs, options)
             if options.wait:

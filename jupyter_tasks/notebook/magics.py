@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import linecache
 import shlex
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
-from jupyter_tasks import api, session
+from jupyter_tasks import api, detached, session
 from jupyter_tasks.exceptions import JupyterTasksError
 from jupyter_tasks.groups import TaskGroup, show_counts
 from jupyter_tasks.joblib_register import register_joblib
@@ -25,6 +27,10 @@ from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
 from jupyter_tasks.notebook.parcel import CellOptions
 from jupyter_tasks.refs import ObjectRef
 from jupyter_tasks.show import show_bytes, show_seconds
+
+if TYPE_CHECKING:
+    from jupyter_tasks.client import Client
+    from jupyter_tasks.supervisor.registry import Entry
 
 __all__ = ["load", "unload"]
 
@@ -63,6 +69,9 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
     @argument(
         "--group", metavar="NAME", help="make it a member of this TaskGroup; a new one if there is none, or it is over"
     )
+    @argument(
+        "--detach", action="store_true", help="outlive this kernel; any later one finds it by NAME (%%tasks --help)"
+    )
     @argument("--replace", action="store_true", help="first cancel an earlier run of this cell that still runs")
     @argument("-q", "--quiet", action="store_true", help="show no board")
     @argument("-h", "--help", action="store_true", help="show this text")
@@ -78,6 +87,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             return
         if cell is None:
             raise UsageError("%%remote stands on top of a cell, with two %: %%remote NAME. See %remote --help.")
+        if args.detach:
+            _check_detach(args)
         options = CellOptions(
             name=args.name,
             ins=args.ins,
@@ -94,6 +105,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             gpus=args.gpus,
             memory=args.memory,
             group=args.group,
+            detach=args.detach,
         )
         self._launcher.launch(cell, f"%%remote {line}".rstrip(), options)
 
@@ -111,6 +123,14 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         %tasks debug NAME|ID        open the frames of a failed task in the debugger
         %tasks fetch A B            put the values of these references in their place (waits for them)
         %tasks clear                forget finished tasks, and the frames kept for the debugger
+
+        Detached tasks (%%remote NAME --detach) outlive the kernel. All of this but debug knows them by NAME, in any
+        kernel of yours on this machine; `all` leaves them alone. Besides:
+
+        %tasks attach NAME          show its board here: what it has shown so far, and what comes
+        %tasks fetch NAME           bind its value to NAME, and what its -o names to those
+        %tasks kill NAME            end it and forget its result
+        %tasks clear NAME           forget the result of one that is over
         """
         try:
             words = shlex.split(line, comments=True)
@@ -118,15 +138,23 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             raise UsageError(f"%tasks: {error}.") from None
         if not words or words[0] == "list":
             print(_table(sorted(api.tasks(), key=lambda record: int(record["id"]))))
+            for entry in detached.elsewhere("task"):
+                print(f"detached task {entry.shown} is on host {entry.hostname}; it can be reached from there only")
             for group in _live_groups():
                 print(f"group {group['name']} ({group['group_id']}): {group['state']}, {show_counts(group)}")
             return
         verb, names = words[0], words[1:]
         if verb in ("-h", "--help", "help"):
             print(self.tasks.__doc__)
+        elif verb == "clear" and names:
+            self._clear(names)
         elif verb == "clear":
             count = session.current_client().request("clear") if session.is_initialized() else 0
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
+            for record in detached.records():
+                if record["state"] in _FINAL:
+                    word = shlex.quote(record["name"])
+                    print(f"The detached task {record['name']} keeps its result: %tasks clear {word}.")
         elif verb == "fetch":
             self._fetch(names)
         elif verb in _VERBS:
@@ -151,7 +179,11 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         if len(words) == 1:
             return sorted([*_VERBS, "fetch", "clear", "list"])
         if words[1] == "fetch":
-            return sorted(name for name, value in shell.user_ns.items() if isinstance(value, ObjectRef))
+            refs = {name for name, value in shell.user_ns.items() if isinstance(value, ObjectRef)}
+            far = {name for entry in detached.entries("task") for name in (entry.name, *entry.outs)}
+            return sorted(refs | far)
+        if words[1] in ("attach", "clear"):
+            return sorted(entry.name for entry in detached.entries("task"))
         if words[1] not in _VERBS:
             return []
         groups = {group["name"] for group in _live_groups()} if words[1] in ("cancel", "kill", "wait") else set()
@@ -163,7 +195,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         found: list[dict[str, Any]] = []
         for name in names:
             if name == "all":
-                found += [record for record in records if _is_live(record)]
+                found += [record for record in records if _is_live(record) and not record.get("detached")]
                 continue
             matches = [record for record in records if name in (record["task_id"], record["name"])]
             if not matches:
@@ -212,14 +244,18 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             print(f"Group {group['group_id']} ({group['name']}, {show_counts(group)}): all in it asked to {how}.")
         for record in self._find(names, live=True) if names else []:
             who = f"Task {record['task_id']} ({record['name']})"
-            if not _is_live(record):
+            if force and record.get("detached"):
+                detached.kill(record["name"], record["namespace"])
+                print(f"{who}: ended, and its result forgotten.")
+            elif not _is_live(record):
                 print(f"{who} is over: {record['state']}.")
             elif record["kind"] == "actor" and not force:
                 print(
                     f"{who} is an actor: %tasks kill ends it, and its handle's terminate() lets it do its calls first."
                 )
             elif not ("all" in names and record.get("group") and record["state"] not in _FINAL):
-                session.current_client().cancel(record["id"], force=force)
+                with _line(record) as client:
+                    client.cancel(record["id"], force=force)
                 if force and record.get("executor") == "thread":
                     print(f"{who}: asked to stop; a thread cannot be killed.")
                 else:
@@ -227,11 +263,20 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
 
     def _wait(self, names: list[str]) -> None:
         """Blocks until the tasks are over; a KeyboardInterrupt ends the waiting, not the tasks."""
-        client = session.current_client()
         groups, names = self._take_groups(names)
         open_groups = {group["id"] for group in groups}
         tasks = self._find(names, live=False) if names else []
-        open_ids = {record["id"] for record in tasks if _is_live(record)}
+        for record in tasks:
+            if record.get("detached"):
+                ref, *_ = detached.bring(detached.find(record["name"], record["namespace"]))
+                ref._client.wait([ref])
+        open_ids = {record["id"] for record in tasks if _is_live(record) and not record.get("detached")}
+        if open_ids or open_groups:
+            self._wait_here(session.current_client(), open_ids, open_groups)
+        self._launcher.settle()
+
+    def _wait_here(self, client: Client, open_ids: set[int], open_groups: set[int]) -> None:
+        """The same for those of this session."""
         pause = 0.01
         while open_ids or open_groups:
             if open_ids:
@@ -242,11 +287,11 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             if open_ids or open_groups:
                 time.sleep(pause)
                 pause = min(pause * 1.5, 0.2)
-        self._launcher.settle()
 
     def _story(self, names: list[str]) -> None:
         for record in self._find(names, live=False):
-            chapters = session.current_client().request("story", id=record["id"]) or []
+            with _line(record) as client:
+                chapters = client.request("story", id=record["id"]) or []
             print(f"Task {record['task_id']} ({record['name']}), {record['state']}{_remark(record)}:")
             for chapter in chapters:
                 source = f"  by {chapter['source']}" if chapter["source"] else ""
@@ -260,27 +305,82 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         names = [part for name in names for part in name.split(",") if part]
         if not names:
             raise UsageError("%tasks fetch needs the names of variables that hold references, as in %tasks fetch a b.")
+        together: list[dict[str, Any]] = []  # one task stands behind these: the first of them that fails speaks for all
         for name in names:
             if name not in namespace:
-                raise UsageError(f"%tasks fetch: there is no variable {name!r}.")
-            if not isinstance(namespace[name], ObjectRef):
+                together.append(self._bind_detached(name))
+            elif isinstance(namespace[name], ObjectRef):
+                together.append({name: namespace[name]})
+            else:
                 held = type(namespace[name]).__name__
                 raise UsageError(f"%tasks fetch: {name!r} holds a {held}, not a reference; its value is there already.")
         failed: list[tuple[str, BaseException]] = []
-        for name in names:
-            try:
-                namespace[name] = api.get(namespace[name])
-            except JupyterTasksError as error:
-                failed.append((name, error))
+        for of_one in together:
+            for name, ref in of_one.items():
+                try:
+                    namespace[name] = api.get(ref)
+                except JupyterTasksError as error:
+                    failed.append((name, error))
+                    break
         self._launcher.settle()
         for name, failure in failed[1:]:
             print(f"{name}: {type(failure).__name__}: {failure}", file=sys.stderr)
         if failed:
             raise failed[0][1]
 
+    def _bind_detached(self, name: str) -> dict[str, Any]:
+        """Binds refs of the detached task that is called so, or has this name after its `-o`. Returns them by name."""
+        namespace = self.shell.user_ns
+        entries = detached.entries("task")
+        entry = next((each for each in reversed(entries) if name == each.name), None)
+        source = entry or next((each for each in reversed(entries) if name in each.outs), None)
+        if source is None:
+            raise UsageError(f"%tasks fetch: there is no variable {name!r}, and no detached task of this name.")
+        if not name.isidentifier():
+            raise UsageError(
+                f"%tasks fetch: no variable can be called {name!r}; use x = jt.get(jt.get_task({name!r}))."
+            )
+        refs = detached.bring(source)
+        found: dict[str, Any] = dict(zip(source.outs, refs[1:], strict=False))  # a function has none, and many values
+        if entry is None:
+            found = {name: found[name]}
+        for out in [out for out in found if not isinstance(namespace.get(out, refs[0]), ObjectRef)]:
+            held = type(namespace[out]).__name__
+            print(f"{out} holds a {held} and keeps it; to have that of {name}: del {out}, then %tasks fetch {out}.")
+            del found[out]
+        if entry is not None:
+            found = {name: refs if len(refs) > 1 and not source.outs else refs[0], **found}
+        namespace.update(found)
+        return found
+
+    def _attach(self, names: list[str]) -> None:
+        for name in names:
+            self._launcher.attach(self._detached(name, "attach"))
+
+    def _clear(self, names: list[str]) -> None:
+        for name in names:
+            entry = self._detached(name, "clear")
+            try:
+                detached.clear(entry.name, entry.namespace)
+            except ValueError as error:
+                raise UsageError(f"%tasks clear: {error}") from None
+            print(f"Forgot the detached task {name}, and its result.")
+
+    @staticmethod
+    def _detached(name: str, verb: str) -> Entry:
+        found = [entry for entry in detached.entries("task") if entry.name == name]
+        if not found:
+            known = ", ".join(entry.name for entry in detached.entries("task")) or "none"
+            raise UsageError(f"%tasks {verb}: there is no detached task {name!r}. Detached tasks: {known}.")
+        return found[-1]
+
     def _logs(self, names: list[str]) -> None:
         for record in self._find(names, live=False):
-            log = session.current_client().request("logs", id=record["id"])
+            with _line(record) as client:
+                log = client.request("logs", id=record["id"])
+            if outputs := record.get("outputs"):
+                what = "an output that is no text" if outputs == 1 else f"{outputs} outputs that are no text"
+                print(f"[{what}: %tasks attach {record['name']} shows it all]", file=sys.stderr)
             if log is None:
                 print(f"Task {record['task_id']} ({record['name']}) has printed nothing.")
                 continue
@@ -309,6 +409,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             if self._launcher.debug(record["id"]):
                 return
             raise UsageError(f"%tasks debug: the frames of {who} are gone, or somebody else looks at them.")
+        if record.get("detached"):
+            raise UsageError(f"{who} is detached: the frames of such tasks are not kept.")
         if record["state"] not in _FINAL:
             raise UsageError(f"{who} is {record['state']}; %tasks stack {record['task_id']} shows where it is.")
         if record["state"] != "failed":
@@ -324,9 +426,10 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             if record["state"] in _FINAL:
                 print(f"{who} is over: {record['state']}.")
                 continue
-            answer = session.current_client().request("stack", id=record["id"])
+            with _line(record) as client:
+                answer = client.request("stack", id=record["id"])
+                again = client.request("tasks", ids=[record["id"]])["tasks"] if answer is None else []
             if answer is None:
-                again = session.current_client().request("tasks", ids=[record["id"]])["tasks"]
                 state = again[0]["state"] if again else "forgotten"
                 print(f"{who} is {state}: no code of it runs at this moment.")
             elif not answer["text"]:
@@ -340,8 +443,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         return " ".join(known) if known else ""
 
 
-_VERBS = ("cancel", "kill", "wait", "logs", "story", "stack", "debug")
-_OF_ONE = ("logs", "story", "debug")  # for them there is no "all"
+_VERBS = ("cancel", "kill", "wait", "logs", "story", "stack", "debug", "attach")
+_OF_ONE = ("logs", "story", "debug", "attach")  # for them there is no "all"
 MOST_LOG = 1_000_000  # characters that `%tasks logs` prints; a browser suffers from more
 _FINAL = frozenset({"cancelled", "completed", "failed", "crashed"})
 
@@ -353,11 +456,43 @@ def _live_groups() -> list[dict[str, Any]]:
     return list(session.current_client().request("groups"))
 
 
+@contextlib.contextmanager
+def _line(record: dict[str, Any]) -> Iterator[Client]:
+    """The connection to who serves this task."""
+    if not record.get("detached"):
+        yield session.current_client()
+        return
+    try:
+        entry = detached.find(record["name"], record["namespace"])
+    except ValueError as error:  # it has ended in between
+        raise UsageError(f"%tasks: {error}") from None
+    with detached.line(entry) as client:
+        yield client
+
+
+def _check_detach(args: argparse.Namespace) -> None:
+    """What else is asked for makes sense for a cell that outlives the kernel."""
+    if args.name is None:
+        raise UsageError("%%remote --detach needs a NAME, by which the cell is found again: %%remote NAME --detach.")
+    if args.wait:
+        raise UsageError(
+            "%%remote: --wait and --detach exclude each other; a cell that outlives the kernel is waited for with "
+            f"%tasks wait {args.name}."
+        )
+    if args.refs:
+        raise UsageError("%%remote: --refs and --detach exclude each other; references end with their session.")
+    if args.group is not None:
+        raise UsageError("%%remote: --group and --detach exclude each other; a group ends with its kernel.")
+
+
 def _is_live(record: dict[str, Any]) -> bool:
     return record["state"] not in _FINAL or record["lingers"]
 
 
 def _remark(record: dict[str, Any]) -> str:
+    if record.get("detached"):
+        where = f", namespace {record['namespace']}" if record["namespace"] != detached.DEFAULT else ""
+        return f" (detached{where}{', left something running' if record['lingers'] else ''})"
     if rest := next_attempt(record):
         return f", {rest}"
     if record["state"] == "cancelling" and record.get("executor") == "thread":

@@ -50,6 +50,7 @@ class CellOptions:
     gpus: float | None = None
     memory: int | None = None
     group: str | None = None
+    detach: bool = False
 
 
 def cell_number(ip: Any) -> int:
@@ -239,8 +240,6 @@ class Packer:
             sent[name] = value
         if deps:
             wire["deps"] = deps
-        if pins:
-            wire["pins"] = pins
         content["names"] = sent
         content["sources"] = {}  # last: filled while functions are pickled
 
@@ -261,6 +260,8 @@ class Packer:
                 data, buffers = pickled()
         except exceptions.UnserializableError as error:
             raise UsageError(f"%%remote {label}: {error}") from None
+        if pins:  # only now: also those inside of values
+            wire["pins"] = pins
         payload = shared.pack(data, buffers)
         if payload.size > BIG:
             self._warn_of_size(label, payload.size, sent)

@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jupyter_tasks.backends.local import LocalBackend
 from jupyter_tasks.backends.threads import ThreadBackend
@@ -89,6 +89,9 @@ from jupyter_tasks.wire.frames import (
 )
 from jupyter_tasks.wire.sockets import receive
 
+if TYPE_CHECKING:
+    from jupyter_tasks.supervisor.detachment import Detachment
+
 __all__ = ["Supervisor"]
 
 SEND = 1 << 18  # bytes joined to one send
@@ -107,6 +110,9 @@ STACK_PAUSE = 0.02  # seconds without a new line after which a stack is complete
 STACK_LIMIT = 3.0  # seconds; a process that hangs in the disk or is stopped handles no signal
 MOST_OPEN_LOGS = 50  # descriptors; many tasks write a line or two, few write at the same time
 LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than 24 days, and a grace period may be a year
+REST_EVERY = 1.0  # seconds between looks at whether the tasks that a detached one has left are over
+END_EVERY = 0.002  # seconds between looks at whether all tasks are killed
+END_LIMIT = 2.0  # seconds after which a supervisor that is to end does not wait for that any more
 LOST_FRAME_LIMIT = 1 << 28  # bytes of one frame; more is not one of ours
 
 _SPEC_AS_IT_IS = frozenset(
@@ -165,7 +171,9 @@ class Supervisor:
         self._unwanted: set[int] = set()  # functions that are to be forgotten when no task of theirs is left
         self._classes: dict[int, _Class] = {}  # by the function that makes an instance
         self._clients: dict[int, _Client] = {}
-        self._client_ids = itertools.count(1)  # 1: the kernel
+        self._detachment = _detachment(config) if "detached" in config else None
+        # 1: the kernel. A detached one's are its own: one process may know many, and ids tell their tasks apart.
+        self._client_ids = itertools.count(1 if self._detachment is None else os.getpid())
         self._worker_clients: dict[int, _Client] = {}  # by the worker's number
         self._running_told: dict[int, int] = {}  # live groups: how many members run, as was told last
         self._changed_groups: dict[int, Group] = {}  # whose figures are not told yet
@@ -214,18 +222,28 @@ class Supervisor:
             "actors": self._actors_op,
             "get_actor": self._get_actor_op,
             "actor_made": lambda question: isinstance(self._scheduler.objects.get(question["id"]), Actor),
+            "keep": self._keep_op,
+            "kept": self._kept_op,
+            "end": self._end_op,
         }
         self._ask_later: dict[str, Callable[[_Client, int, dict[str, Any]], None]] = {
             "input": self._pass_on,
             "stack": self._stack,
             "room": self._room_asked,
             "kill": self._kill,
+            "attach": self._attach,
         }
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
         self._kernel = self._new_client(kernel)
         self._kernel.known = True
+        refusal = self._detachment.claim() if self._detachment is not None else ""
+        if refusal:
+            self._send(self._kernel, frame(Kind.HELLO, 0, to_json({"refused": refusal})))
+            self.shutdown()
         self._welcome(self._kernel)
+        if self._detachment is not None:
+            return
         pidfd = platform.watch_process(config["kernel_pid"])
         if pidfd is not None:
             self.watch(pidfd, lambda _: self.shutdown())
@@ -341,9 +359,21 @@ class Supervisor:
     def told(self, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int]) -> None:
         """See Host."""
         task = self._scheduler.find(id)
-        client = self._clients.get(task.owner) if task is not None else None
-        if client is not None:
+        if task is None:
+            return
+        if self._detachment is not None and task.owner == self._kernel.id:
+            self._detachment.note(kind, body, fds)
+        for client in self._hearers(task):
             self._send(client, frame(kind, id, body, flags=flags, fds=len(fds)), tuple(fds))
+
+    def _hearers(self, task: Task) -> Iterator[_Client]:
+        """Whoever is told of the task: its owner, and of a detached one those that have attached."""
+        ids = {task.owner}
+        if self._detachment is not None and task.owner == self._kernel.id:
+            ids |= self._detachment.listeners
+        for id in ids:
+            if id in self._clients:
+                yield self._clients[id]
 
     def changed(self, id: int) -> None:
         """See Host."""
@@ -376,9 +406,13 @@ class Supervisor:
         if not pieces:
             return
         task = self._scheduler.find(id)
-        client = self._clients.get(task.owner) if task is not None else None
-        if client is not None:
-            for data, stderr in pieces:
+        if task is None:
+            return
+        hearers = list(self._hearers(task))
+        for data, stderr in pieces:
+            if self._detachment is not None and task.owner == self._kernel.id:
+                self._detachment.journal.take_text(data, stderr=stderr)
+            for client in hearers:
                 self._send(client, frame(Kind.OUTPUT, id, data, flags=Flag.STDERR if stderr else 0))
 
     def _show_rest(self, id: int) -> None:
@@ -463,8 +497,11 @@ class Supervisor:
         return True
 
     def _client_gone(self, client: _Client) -> None:
-        if client is self._kernel:
+        detachment = self._detachment
+        if client is self._kernel and (detachment is None or detachment.kept is None):
             self.shutdown()
+        if detachment is not None:
+            detachment.listeners.discard(client.id)
         if self._clients.pop(client.id, None) is None:
             return
         self._worker_clients.pop(client.worker, None)
@@ -805,8 +842,9 @@ class Supervisor:
         elif task.state in FINAL:
             self._ended(task)
             self._show_rest(task.id)
-        client = self._clients.get(task.owner)
-        if client is not None:
+            if task.owner == self._kernel.id:
+                self._plan_rest(0.0)
+        for client in self._hearers(task):
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
 
     def _run(self, instruction: Run) -> None:
@@ -916,8 +954,7 @@ class Supervisor:
             if task is None or task.lease is None:
                 continue
             self._sample(task)
-            client = self._clients.get(task.owner)
-            if client is not None:
+            for client in self._hearers(task):
                 self._send(client, frame(Kind.EVENT, id, to_json({"usage": self._usage[id]})))
         if any(id in self._scheduler.live for id in self._usage):
             self._usage_planned = True
@@ -932,10 +969,10 @@ class Supervisor:
                 continue
             record = self._record(task)
             why = record["waiting_for"], record.get("slots_held_by")
-            client = self._clients.get(task.owner)
-            if why != told and client is not None:
+            if why != told:
                 self._waiting[id] = why
-                self._send(client, frame(Kind.EVENT, id, to_json(record)))
+                for client in self._hearers(task):
+                    self._send(client, frame(Kind.EVENT, id, to_json(record)))
         if self._waiting:
             self.call_at(time.monotonic() + WAITING_EVERY, self._tell_waiting)
 
@@ -1171,6 +1208,68 @@ class Supervisor:
             self._send(client, frame(Kind.REPLY, request, to_json(question["answer"])))
         return client is not None
 
+    # -- detached ---------------------------------------------------------------------------------------------
+
+    def _keep_op(self, question: dict[str, Any]) -> Any:
+        """From now on we end when we are told to, and the values of this task live as long as we do."""
+        assert self._detachment is not None, "this supervisor belongs to a kernel"
+        first, count = question["id"], question["count"]
+        self._detachment.kept = first, count
+        self._events.append(Held(0, range(first, first + count)))  # 0: a client that never goes
+        self._pump()
+        return True
+
+    def _kept_op(self, question: dict[str, Any]) -> Any:
+        """What this supervisor is for; None if it does not know yet."""
+        detachment = self._detachment
+        if detachment is None or detachment.kept is None:
+            return None
+        first, count = detachment.kept
+        task = self._scheduler.objects[first]
+        record = self._record(task) if isinstance(task, Task) else None
+        return {"id": first, "count": count, "outputs": detachment.journal.outputs, "record": record}
+
+    def _attach(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """What the task has shown so far, and from now on all that it shows."""
+        detachment = self._detachment
+        task = self._scheduler.objects.get(question["id"])
+        if detachment is not None and isinstance(task, Task):
+            self._show_rest(task.id)
+            for word in detachment.journal.frames(task.id):
+                self._send(client, word)
+            self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
+            detachment.listeners.add(client.id)
+        self._send(client, frame(Kind.REPLY, request, to_json(None)))
+
+    def _end_op(self, question: dict[str, Any]) -> Any:
+        """Ends us, the task before: those who wait for it hear what became of it."""
+        assert self._detachment is not None, "this supervisor ends with its kernel"
+        for task in self._scheduler.live.values():
+            if isinstance(task, Actor):
+                self._events.append(ActorKilled(task.id, reason=question["reason"]))
+            elif task.actor is None:  # calls end with their actor
+                self._events.append(CancelAsked(task.id, force=True, reason=question["reason"]))
+        limit = time.monotonic() + END_LIMIT
+
+        def look() -> None:
+            now = time.monotonic()
+            if not self._scheduler.live or now > limit:
+                self.shutdown()
+            self.call_at(now + END_EVERY, look)
+
+        self.call_at(time.monotonic(), look)
+
+    def _plan_rest(self, pause: float) -> None:
+        if self._detachment is not None and self._detachment.entry.kind == "task":
+            self.call_at(time.monotonic() + pause, self._rest)
+
+    def _rest(self) -> None:
+        """A detached task is over: its value needs no workers, unless what it has submitted still runs."""
+        if self._scheduler.live:
+            self._plan_rest(REST_EVERY)
+        else:
+            self._backend.rest()
+
     # -- the end ----------------------------------------------------------------------------------------------
 
     def shutdown(self) -> NoReturn:
@@ -1180,8 +1279,16 @@ class Supervisor:
         try:
             self._backend.shutdown()
             shutil.rmtree(self._dir, ignore_errors=True)
+            if self._detachment is not None:
+                self._detachment.leave()
         finally:
             os._exit(0)
+
+
+def _detachment(config: dict[str, Any]) -> Detachment:
+    from jupyter_tasks.supervisor.detachment import Detachment  # its imports are nothing to a kernel's cold start
+
+    return Detachment(config)
 
 
 def _is_in(task: Task, group: Group) -> bool:

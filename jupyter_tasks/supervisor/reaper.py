@@ -22,6 +22,7 @@ __all__ = [
     "kill_all",
     "reap",
     "signal_all",
+    "started",
     "state_of",
     "stop_and_check",
     "sweep",
@@ -70,6 +71,20 @@ def state_of(pid: int) -> str:
         return {"stopped": "T", "zombie": "Z", "disk-sleep": "D"}.get(status, "S")
     fields = _stat(pid)
     return fields[0] if fields else ""
+
+
+def started(pid: int) -> int:
+    """When the process was started, in clock ticks since the boot (so setting the clock changes nothing); 0: no such
+    process."""
+    if not IS_LINUX:
+        import psutil
+
+        try:
+            return round(psutil.Process(pid).create_time() * 100)
+        except psutil.Error:
+            return 0
+    fields = _stat(pid)
+    return int(fields[19]) if fields else 0
 
 
 def exists(pid: int) -> bool:

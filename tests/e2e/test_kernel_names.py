@@ -145,3 +145,18 @@ def test_an_edited_module_is_imported_anew(kernel: Kernel) -> None:
     assert kernel.run(function).result == "[22, 22, 22, 22]"
     kernel.run("pathlib.Path('jt_edited.py').write_text('x = 333')")
     assert kernel.run(function).result == "[333, 333, 333, 333]"
+
+
+def test_a_reference_inside_a_value_lives_until_the_cell_has_it(kernel: Kernel) -> None:
+    """The kernel drops its own before the cell begins; the cell still finds the value."""
+    kernel.run("import gc, jupyter_tasks.session; held = [jt.put('inside')]")
+    kernel.run("%%remote slow\nimport os, time\nwhile not os.path.exists('names-go'): time.sleep(0.01)")
+    kernel.run("%%remote later\nimport jupyter_tasks as jt\nslow, jt.get(held[0])")
+    # Drops are told in their order: when the second is known, the first is.
+    ask = "jt.session.current_client().request('status')['objects']"
+    dropped = kernel.run(
+        f"dropped = jt.put(0); count = {ask}; del held; gc.collect(); del dropped\nwhile {ask} == count: time.sleep(0.01)"
+    )
+    assert dropped.ok, dropped.error
+    kernel.run("pathlib.Path('names-go').touch()")
+    assert kernel.run("jt.get(later)").result == "(None, 'inside')"
