@@ -132,6 +132,8 @@ class ActorClass:
             handle = self._make(client, args, kwargs, name, namespace)
             if client.request("actor_made", id=handle._jt_ref.id):
                 return handle
+            if self._thread:
+                client.threads.forget_actor(handle._jt_ref.id)
             if not self._options.get("get_if_exists"):
                 raise exceptions.ActorAlreadyExistsError(
                     f"There is an actor named {name!r} already. Use jt.get_actor({name!r}), get_if_exists=True, or end "
@@ -355,6 +357,8 @@ def _checked_actor_options(options: dict[str, Any], name: str) -> dict[str, Any]
     plain = {"num_cpus", "num_gpus", "resources", "memory", "executor"}
     functions._checked({key: value for key, value in options.items() if key in plain})
     functions._check_executor(options, name)
+    if options.get("executor") == "thread" and options.get("max_restarts"):
+        raise ValueError(f"{name}: max_restarts is for executor='process'; a thread cannot end without its process.")
     return {key: value for key, value in options.items() if key != "lifetime"}
 
 
@@ -641,6 +645,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     ref = actor._jt_ref
     if not ref._client.closed:
         ref._client.request("kill", timeout=None, id=ref.id, no_restart=bool(no_restart), reason="")
+        ref._client.drain_events()  # one in a thread of this process has heard of it, too
 
 
 def _is_ref(value: object) -> bool:

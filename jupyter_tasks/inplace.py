@@ -582,7 +582,7 @@ class InPlaceClient(Client):
         error.__cause__ = outcome.error.with_traceback(outcome.trace)
         raise error.with_traceback(outcome.trace)
 
-    def hold(self, id: int) -> ObjectRef:
+    def hold(self, id: int, *, actor: int = 0) -> ObjectRef:
         """The ref with this id, which has arrived inside a value."""
         note = self.notes.get(id)
         ref = note() if note is not None else None
