@@ -57,7 +57,7 @@ class OwnCall(actors.ActorCall):
     ) -> None:
         super().__init__(host, id, 0, head, None, {})
         self.options = dict(options)
-        self.context = contextvars.copy_context()  # so that what it prints appears in the cell that has called it
+        self.context = _context()  # so that what it prints appears in the cell that has called it
         self.wanted: set[int] = set()  # of its refs those whose bytes are needed elsewhere
         self.items: dict[int, Any] = {}  # made by a generator, and on their way to their refs
         self._args, self._kwargs, self._retry = args, kwargs, retry
@@ -193,7 +193,7 @@ class ThreadActor(actors.Host):
     ) -> None:
         super().__init__(cast("Any", threads), id, options, function)  # who has what is asked of a worker here
         self.threads = threads
-        self.context = contextvars.copy_context()  # of calls from elsewhere
+        self.context = _context()  # of the constructor, and of calls from elsewhere
         self.is_gone = False
         self._client = client
         self._making = _Making(self, args, kwargs)
@@ -312,7 +312,6 @@ class ThreadActor(actors.Host):
         if not making.begin():
             return
         context.thread_call.set(making)
-        current_group.set(None)
         self._tell_started(making)
         try:
             self.construct(*self.threads.resolved(*making.take_arguments()))
@@ -358,7 +357,6 @@ class ThreadActor(actors.Host):
     def _enter(self, call: _Call) -> None:
         """In the context, and on the thread, that the call runs in."""
         context.thread_call.set(call)
-        current_group.set(None)  # what it submits belongs to it, not to a block that somebody else is in
         self._tell_started(call)
 
     # -- what is said ---------------------------------------------------------------------------------------------
@@ -428,6 +426,7 @@ class ThreadActor(actors.Host):
 
     def _say_gone(self) -> None:
         self.instance = None
+        self.context = contextvars.Context()
         self.is_gone = True
         self.threads.say(Kind.EXIT, self.id, flags=Flag.LEAVES)
 
@@ -539,6 +538,13 @@ def make(
     kind = LoopActor if record["asynchronous"] else ThreadActor
     function = execution._Function(cls, {"class": record}, retries)
     return kind(threads, client, id, options, function, args, kwargs)
+
+
+def _context() -> contextvars.Context:
+    """That of who calls, but for the block that this is in: what a call submits belongs to the call."""
+    found = contextvars.copy_context()
+    found.run(current_group.set, None)
+    return found
 
 
 def _result(id: int, place: int, head: bytes, fd: int | None, *, flags: int = 0) -> bytes:

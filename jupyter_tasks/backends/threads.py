@@ -2,8 +2,8 @@
 
 The supervisor decides when one starts and what became of it, as for every task; the process (the *host*: a client, as a
 rule the kernel) runs it in a thread. A place is one of the host's slots; an actor's is the actor. A thread can be asked
-to stop, and nothing more; INTERRUPT reaches a task only if it wants that. What a thread has ended is final when the host
-says so, or is gone.
+to stop, and nothing more; INTERRUPT reaches a task only if it wants that. What runs in one is final when the host says
+so, or is gone.
 
 What is said: S->C TASK (begin; of an actor its constructor), CANCEL (it is to stop; an actor: all of its calls, and it
 leaves). C->S STARTED, YIELD, RESULT, ERROR, INTERRUPTED, BLOCKED and UNBLOCKED, with the task's id in `fn`, but for
