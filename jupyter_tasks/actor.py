@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jupyter_tasks import exceptions, functions, session
+from jupyter_tasks import exceptions, functions, launch, session
 from jupyter_tasks.refs import ObjectRef
 from jupyter_tasks.wire.frames import CALL_OF, Kind, frame, show_id, to_json
 from jupyter_tasks.worker import context
@@ -206,7 +206,11 @@ class ActorClass:
                 "class": self._record,
                 "path": [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)],
             }
-            fn = client.new_function(shared.pack(data, buffers), options)
+            here = session.current()
+            if here is None or isinstance(here, launch.Session) or here.client is not client:
+                fn = client.new_function(shared.pack(data, buffers), options)
+            else:  # it could be sent, and is not: a debugger wants the class itself
+                fn = here.client.learn(self._cls, options, extras)
             self._captured = captured
             self._known = (client, fn)
             return fn

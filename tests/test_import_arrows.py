@@ -34,10 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     "futures": {"exceptions", "refs", "wire.frames", "worker.context"},
     "streams": {"client", "refs", "wire"},  # client: as a type only
     "client": {"exceptions", "refs", "show", "streams", "threads", "wire"},  # threads: lazily
-    "threads": {"client", "exceptions", "refs", "streams", "wire", "worker"},
+    "threads": {"client", "exceptions", "refs", "streams", "thread_actors", "wire", "worker"},  # thread_actors: lazily
+    "thread_actors": {"client", "exceptions", "refs", "threads", "wire", "worker"},  # client: as a type only
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "streams", "wire"} | SYSTEM,
-    "inplace": {"client", "engine", "refs", "streams", "wire", "worker"},
+    "inplace": {"client", "engine", "exceptions", "refs", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
     "functions": {"client", "launch", "mapping", "ray_options", "refs", "session", "wire"},

@@ -167,7 +167,7 @@ def test_an_error_is_the_object_itself_and_the_actor_goes_on() -> None:
         raise error
 
     held = Held.remote()
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="mine") as caught:
         jt.get(held.call.remote(fails))
     assert isinstance(caught.value, TaskError)
     assert caught.value.cause is error
@@ -278,7 +278,7 @@ def test_it_takes_no_cpu_unless_it_says_so_and_frees_it_while_it_waits() -> None
     jt.get(held.pid.remote())
     assert status()["available"]["CPU"] == 0.0
     assert jt.get(held.call.remote(lambda: jt.get([double.remote(i) for i in range(3)])), timeout=NET) == [0, 2, 4]
-    assert status()["available"]["CPU"] == 0.0
+    assert status()["available"]["CPU"] <= 0.0
 
 
 # -- who runs when ------------------------------------------------------------------------------------------------
@@ -530,7 +530,7 @@ def test_a_coroutine_gets_a_cancelled_error_for_each_cancel() -> None:
         wait_until(lambda i=i: len(jt.get(loop.heard.remote())) == 2 + i, "it has heard of it")
     assert jt.get(ref, timeout=NET) == "went on"
     assert jt.get(loop.heard.remote()) == ["cancelled"] * 4
-    with pytest.raises(RuntimeError, match="asyncio.CancelledError at the await"):
+    with pytest.raises(RuntimeError, match=r"asyncio\.CancelledError at the await"):
         jt.get(loop.flag.remote())
 
 
