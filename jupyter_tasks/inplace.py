@@ -276,6 +276,7 @@ class _Actor:
         self.shares = shares  # arguments and results are the objects themselves
         self.instance: Any = None
         self.death: _Outcome | None = None  # that of all later calls
+        self.was_killed = False  # then also of one that runs
         self._options = options
 
     def method_options(self, head: bytes, options: dict[str, Any] | None, label: str) -> tuple[str, dict[str, Any]]:
@@ -300,7 +301,7 @@ class _Actor:
         )
 
     def end(self, death: _Outcome, state: str) -> bool:
-        """From now on every call raises this; one that runs when it ends. False if it had ended before."""
+        """From now on every call raises this. False if it had ended before."""
         if self.death is not None:
             return False
         self.death, self.instance = death, None
@@ -689,8 +690,8 @@ class InPlaceClient(Client):
             args, kwargs = arguments()
             actor.instance = function.call(*args, **kwargs)
             record.ready = True
-        except SystemExit:
-            self._left(actor)
+        except SystemExit as error:
+            self._left(actor, record, error)
         except BaseException as error:
             if _is_stop(error):
                 self._end_actor(ref, actor, _died(actor, "its constructor was interrupted"), _stopped(record, error))
@@ -746,14 +747,14 @@ class InPlaceClient(Client):
         task.actor, task.method = held, method
         task.group = self._groups.get((self.belonging({}) or {}).get("group", 0))
         with task:
-            outcomes = self._broken(task, needs) if held.death is None else [held.death]
+            outcomes = self._broken(task, needs) if held.death is None else self._refused(task, held.death)
             if outcomes is None:
                 retries = (held.function.retry_exceptions or {}).get(method, False) if retry is None else retry
                 function = execution._Function(getattr(held.instance, method), of_call, retries)
                 stored = _shared if held.shares else None
                 outcomes = self._run(task, function, arguments, made, stored, functools.partial(self._left, held))
-            if held.death is not None:
-                task.state, outcomes = "failed", [held.death]
+            if held.was_killed and held.death is not None:
+                outcomes = self._refused(task, held.death)
         refs = self._refs(task, outcomes, num_returns)
         for ref in refs:
             ref._actor = actor
@@ -788,10 +789,17 @@ class InPlaceClient(Client):
             raise ActorDiedError(f"Actor {show_id(id)} has ended: the last handle to it was dropped. Make a new one.")
         return held
 
-    def _left(self, actor: _Actor, *_: object) -> _Outcome:
+    @staticmethod
+    def _refused(task: _Task, death: _Outcome) -> list[_Outcome]:
+        task.state = "failed"
+        return [death]
+
+    def _left(self, actor: _Actor, task: _Task, _: SystemExit) -> _Outcome:
         """Its code has raised SystemExit."""
         death = _died(actor, "it has left, by exit_actor() or sys.exit()")
         self._end_actor(self.hold(actor.id), actor, death, _stored_none())
+        if task is not actor.record:
+            task.state = "failed"
         return death
 
     def say(self, data: bytes) -> None:
@@ -804,7 +812,8 @@ class InPlaceClient(Client):
 
     def _kill(self, id: int, reason: str) -> bool:
         actor = self._held_actors.get(ref := self.hold(id))
-        if actor is not None:
+        if actor is not None and actor.death is None:
+            actor.was_killed = True
             how = {"source": "user", "rung": "kill", "reason": reason, "seconds": 0.0, "force": True}
             body = {**how, "type": "cancelled", "task_id": show_id(id), "name": actor.label}
             self._end_actor(ref, actor, _died(actor, "it was killed"), _Outcome(Kind.FAILURE, to_json(body)))
@@ -836,9 +845,7 @@ class InPlaceClient(Client):
         def note(each: object) -> Any:
             if type(each) is ObjectRef:
                 self.leaves(each)
-                refs[len(found)] = self.hold(
-                    each.id
-                )  # of an actor's handle of itself, which keeps nothing: that which does
+                refs[len(found)] = self.hold(each.id)  # `each` may be an actor's own, which keeps nothing alive
                 found.append(each)
             return NotImplemented
 

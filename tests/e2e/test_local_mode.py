@@ -847,13 +847,18 @@ def test_the_ends_of_an_actor_in_place(local: None) -> None:
         jt.get(counter.add.remote(1))
     assert [actor["state"] for actor in jt.list_actors()] == ["completed", "cancelled", "completed"]
 
-    class Kills:
+    class Ends:
         def kills(self) -> str:
             jt.kill(jt.get_runtime_context().current_actor)
             return "went on"
 
+        def terminates(self) -> str:
+            jt.get_runtime_context().current_actor.terminate()
+            return "went on"
+
     with pytest.raises(ActorDiedError, match="it was killed"):
-        jt.get(jt.remote(Kills).remote().kills.remote())
+        jt.get(jt.remote(Ends).remote().kills.remote())
+    assert jt.get(jt.remote(Ends).remote().terminates.remote()) == "went on"
 
 
 def test_with_its_last_handle_an_instance_in_place_is_gone(local: None) -> None:
