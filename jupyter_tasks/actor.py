@@ -41,6 +41,7 @@ __all__ = [
 
 DEFAULT_NAMESPACE = "default"
 ASYNC_CONCURRENCY = 1000  # calls of an async actor at a time, unless max_concurrency says otherwise; Ray's number
+MOST_DOC = 2000  # characters of a method's docstring that handles carry
 _ACTOR_OPTIONS = frozenset(
     {
         "executor",
@@ -71,9 +72,10 @@ class _MethodMeta:
         self.name: str = record["name"]
         self.label = f"{label}.{self.name}"
         self.head = CALL_OF.pack(index)
+        self.doc: str | None = record["doc"] or None
         self.options: dict[str, Any] = record["options"]  # as on the wire
         params = record["params"]
-        self.signature = _signature_from(params) if params is not None else None
+        self.signature = _signature_from(params, record["returns"]) if params is not None else None
 
 
 class _Meta:
@@ -208,7 +210,7 @@ class ActorClass:
             }
             here = session.current()
             if here is None or isinstance(here, launch.Session) or here.client is not client:
-                fn = client.new_function(shared.pack(data, buffers), options)
+                fn = client.new_function(shared.pack(data, buffers), options, self)
             else:  # it could be sent, and is not: a debugger wants the class itself
                 fn = here.client.learn(self._cls, options, extras)
             self._captured = captured
@@ -287,33 +289,63 @@ def _record_of(cls: type) -> dict[str, Any]:
     for name, function in _methods_of(cls):
         marked = _marked(cls, name)
         options = _method_wire(marked, f"{cls.__name__}.{name}", functions._makes_items(function))
-        methods.append({"name": name, "params": _params_of(cls, name), "options": options})
+        doc = (inspect.getdoc(function) or "")[:MOST_DOC]
+        params, returns = _params_of(cls, name)
+        methods.append({"name": name, "params": params, "returns": returns, "options": options, "doc": doc})
         plain = inspect.unwrap(function)
         asynchronous |= inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)
     return {"name": cls.__name__, "asynchronous": asynchronous, "methods": methods}
 
 
-def _params_of(cls: type, name: str) -> list[list[Any]] | None:
-    """Name, kind, and whether there is a default, of each parameter but `self`."""
+def _params_of(cls: type, name: str) -> tuple[list[list[Any]] | None, str | None]:
+    """Name, kind, default and annotation of each parameter but `self`; and the annotation of what it returns."""
     static = inspect.getattr_static(cls, name)
     try:
-        parameters = list(inspect.signature(getattr(cls, name)).parameters.values())
+        signature = inspect.signature(getattr(cls, name))
     except (ValueError, TypeError):
-        return None
+        return None, None
+    parameters = list(signature.parameters.values())
     if not isinstance(static, (staticmethod, classmethod)):
         if not parameters:
-            return None  # a call of it fails, and says why
+            return None, None  # a call of it fails, and says why
         if parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
             parameters = parameters[1:]
-    return [[p.name, int(p.kind), p.default is not inspect.Parameter.empty] for p in parameters]
+    params = [[p.name, int(p.kind), _text_of(p.default), _text_of(p.annotation)] for p in parameters]
+    return params, _text_of(signature.return_annotation)
 
 
-def _signature_from(params: list[list[Any]]) -> inspect.Signature:
+def _text_of(value: Any) -> str | None:
+    """A default or annotation, for people who ask for help."""
+    if value is inspect.Parameter.empty:
+        return None
+    try:
+        return inspect.formatannotation(value)[:MOST_DOC] if isinstance(value, type) else repr(value)[:MOST_DOC]
+    except Exception:
+        return "..."
+
+
+class _Text:
+    """Stands for a value that is only shown."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _signature_from(params: list[list[Any]], returns: str | None) -> inspect.Signature:
     empty = inspect.Parameter.empty
     parameters = [
-        inspect.Parameter(name, _KINDS[kind], default=None if optional else empty) for name, kind, optional in params
+        inspect.Parameter(
+            name,
+            _KINDS[kind],
+            default=empty if default is None else _Text(default),
+            annotation=empty if annotation is None else _Text(annotation),
+        )
+        for name, kind, default, annotation in params
     ]
-    return inspect.Signature(parameters)
+    return inspect.Signature(parameters, return_annotation=empty if returns is None else _Text(returns))
 
 
 def _constructor_signature(cls: type) -> inspect.Signature | None:
@@ -509,6 +541,14 @@ class ActorMethod:
         return f"<ActorMethod {self._meta.label}>"
 
     @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self._meta.doc
+
+    @property
+    def __name__(self) -> str:
+        return self._meta.name
+
+    @property
     def __signature__(self) -> inspect.Signature:
         if self._meta.signature is None:
             raise AttributeError("__signature__")
@@ -671,19 +711,38 @@ def exit_actor() -> NoReturn:
     here = session.here()
     if getattr(here, "host", None) is None and getattr(here, "actor", None) is None:
         raise TypeError("exit_actor() is for methods of actors. To end one from outside, use jt.kill(handle).")
-    from jupyter_tasks.worker.actors import ActorExit
+    from jupyter_tasks.worker.actors import ActorCall, ActorExit, how
 
-    raise ActorExit
+    leaves = ActorExit()
+    if isinstance(here, ActorCall):
+        here.leaves = True
+    elif here.task_id:  # its constructor; or any code of it, in local mode
+        (getattr(here, "host", None) or here.actor).leaving = how(leaves)
+    raise leaves
 
 
 def list_actors() -> list[dict[str, Any]]:
     """The actors of this session, also those that have ended lately.
 
     Returns:
-        Dicts with "actor_id", "name" (None if it has none), "namespace", "class_name", "state" (as tasks have it;
-        "running" is alive), "ready" (its constructor has ended), "pid", "restarts", "waiting_calls" and more.
+        Dicts with "actor_id", "name" (None if it has none), "namespace", "class_name", "state" ("pending": its
+        constructor has not ended, "alive", "restarting", "ending", "dead"), "pid" (None if it has no process),
+        "restarts", and more.
     """
     if not session.is_initialized():
         return []
     records = session.current_client().request("actors")
-    return [{**record, "actor_id": record["task_id"], "name": record["registered_name"] or None} for record in records]
+    return [
+        {
+            "actor_id": record["task_id"],
+            "name": record["registered_name"] or None,
+            "state": record["life"],
+            **{
+                key: record[key]
+                for key in ("namespace", "class_name", "pid", "restarts", "max_restarts", "waiting_calls")
+            },
+            "max_concurrency": record["concurrency"],
+            "executor": record.get("executor", "process"),
+        }
+        for record in records
+    ]

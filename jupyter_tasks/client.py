@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.refs import THREAD_PREFIX, Dependency, ObjectRef, RefNote, current_group
+from jupyter_tasks.refs import THREAD_PREFIX, CodeNote, Dependency, ObjectRef, current_group
 from jupyter_tasks.show import show_bytes
 from jupyter_tasks.streams import EndWaiter, GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
@@ -182,10 +182,11 @@ class Client:
         self._hold_lock = threading.Lock()
         self._waiters_lock = threading.RLock()  # again by a finalizer, in the midst of another's call
         self._fetches: dict[int, _Slot] = {}  # by serial number: each has an answer, and a descriptor, of its own
-        self.notes: dict[int, RefNote] = {}  # one for each ref that lives, by the note's identity
+        # One for each ref that lives, and each function, by the note's identity.
+        self.notes: dict[int, Any] = {}
         self._streams: dict[int, GeneratorNote] = {}  # one for each generator whose task is not over, by its id
         # Notes of refs, and generators, that are gone; only the reader thread takes them out.
-        self._dropped: deque[RefNote | GeneratorNote] = deque()
+        self._dropped: deque[Any] = deque()
         self.dropped = self._dropped.append
         self._inbox = _Inbox(0)
         self._read_lock = threading.RLock()
@@ -206,12 +207,15 @@ class Client:
 
     # -- submitting -------------------------------------------------------------------------------------------
 
-    def new_function(self, payload: shared.Payload, options: dict[str, Any]) -> int:
-        """Sends a function's code once; returns the id that tasks name it by."""
+    def new_function(self, payload: shared.Payload, options: dict[str, Any], owner: object) -> int:
+        """Sends a function's code once; returns the id that tasks name it by. It is freed when `owner` is gone."""
         fn: int = next(self._function_ids)
         text = to_json(options)
         body = len(text).to_bytes(4, "little") + text + payload.head
         self.send_payload(Kind.FUNCTION, 0, body, payload, fn=fn)
+        note = CodeNote(owner, self.dropped)
+        note.fn = fn
+        self.notes[id(note)] = note
         return fn
 
     def submit(
@@ -1012,7 +1016,10 @@ class Client:
                 nobody_takes += frame(Kind.TAKEN, note.id, fn=ALL_TAKEN)
                 continue
             notes.pop(id(note), None)
-            ids.append(note.id)
+            if isinstance(note, CodeNote):
+                nobody_takes += frame(Kind.FORGET_CODE, fn=note.fn)
+            else:
+                ids.append(note.id)
         return frame(Kind.RELEASE, 0, ids.tobytes()) + nobody_takes
 
     # -- threads ----------------------------------------------------------------------------------------------
@@ -1402,7 +1409,7 @@ def _cancelled(record: dict[str, Any], who: str, facts: dict[str, Any]) -> excep
     source, rung, seconds = record["source"], record["rung"], record["seconds"]
     reason = f": {record['reason']}" if record["reason"] else ""
     if source == "task":
-        message = f"{who} raised KeyboardInterrupt itself."
+        message = f"{who} raised a KeyboardInterrupt, or a CancelledError, of its own."
     elif rung == "pending":
         message = f"{who} was cancelled before it started (by {source}{reason})."
     else:

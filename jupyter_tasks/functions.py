@@ -217,7 +217,7 @@ class RemoteFunction(Generic[T]):
             if held is None or isinstance(held, launch.Session) or held.client is not client:
                 # Modules that can be imported here now can be imported there.
                 options["path"] = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
-                fn = client.new_function(shared.pack(data, buffers), options)
+                fn = client.new_function(shared.pack(data, buffers), options, self)
             else:  # it could be sent, and is not: a debugger wants the function itself
                 fn = held.client.learn(self._function, options, extras)
             # As long as this object can make tasks; and each task pins them, since a worker may learn the code late.

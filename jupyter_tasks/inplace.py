@@ -242,7 +242,7 @@ class _ActorRecord(_Task):
             "class_name": self.meta["name"],
             "registered_name": self.settings["name"],
             "namespace": self.settings["namespace"],
-            "ready": self.ready,
+            "life": "dead" if self.state != "running" else "alive" if self.ready else "pending",
             "restarts": 0,
             "max_restarts": self.max_restarts,
             "concurrency": self.settings["concurrency"],
@@ -277,6 +277,7 @@ class _Actor:
         self.instance: Any = None
         self.death: _Outcome | None = None  # that of all later calls
         self.was_killed = False  # then also of one that runs
+        self.leaving = ""  # how, if by itself
         self._options = options
 
     def method_options(self, head: bytes, options: dict[str, Any] | None, label: str) -> tuple[str, dict[str, Any]]:
@@ -682,13 +683,15 @@ class InPlaceClient(Client):
         self._live[record.id] = self._living[record.id] = record
         broken = self._broken(record, needs)
         if broken is not None:
-            self._end_actor(ref, actor, _died(actor, "an argument of its constructor could not be had"), broken[0])
+            self._end_actor(ref, actor, broken[0], broken[0])
             return ref
         record.actor, record.method = actor, "__init__"
         token = _running.set(record.id)
         try:
             args, kwargs = arguments()
             actor.instance = function.call(*args, **kwargs)
+            if actor.leaving:
+                raise actors.ActorExit
             record.ready = True
         except SystemExit as error:
             self._left(actor, record, error)
@@ -753,6 +756,8 @@ class InPlaceClient(Client):
                 function = execution._Function(getattr(held.instance, method), of_call, retries)
                 stored = _shared if held.shares else None
                 outcomes = self._run(task, function, arguments, made, stored, functools.partial(self._left, held))
+            if held.leaving and held.death is None:  # its SystemExit was caught
+                outcomes = [self._left(held, task, actors.ActorExit())]
             if held.was_killed and held.death is not None:
                 outcomes = self._refused(task, held.death)
         refs = self._refs(task, outcomes, num_returns)
@@ -794,9 +799,9 @@ class InPlaceClient(Client):
         task.state = "failed"
         return [death]
 
-    def _left(self, actor: _Actor, task: _Task, _: SystemExit) -> _Outcome:
+    def _left(self, actor: _Actor, task: _Task, error: SystemExit) -> _Outcome:
         """Its code has raised SystemExit."""
-        death = _died(actor, "it has left, by exit_actor() or sys.exit()")
+        death = _died(actor, f"it has left, by {actors.how(error)}")
         self._end_actor(self.hold(actor.id), actor, death, _stored_none())
         if task is not actor.record:
             task.state = "failed"
@@ -897,7 +902,8 @@ class InPlaceClient(Client):
                 note = dropped.popleft()
             except IndexError:
                 return  # another thread was faster
-            if notes.get(note.id) is note:
+            is_last = notes.get(note.id) is note
+            if is_last:
                 notes.pop(note.id, None)
                 self._groups.pop(note.id, None)
                 if (actor := self._living.get(note.id)) is not None:

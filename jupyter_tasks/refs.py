@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jupyter_tasks.client import Client
 
-__all__ = ["THREAD_PREFIX", "Dependency", "ObjectRef", "RefNote", "current_group", "set_client_source"]
+__all__ = ["THREAD_PREFIX", "CodeNote", "Dependency", "ObjectRef", "RefNote", "current_group", "set_client_source"]
 
 THREAD_PREFIX = "jupyter-tasks-"  # names of a client's threads: they belong to the process, not to a task
 
@@ -53,6 +53,14 @@ class RefNote(weakref.ref["ObjectRef"]):
     __slots__ = ("id",)
 
     id: int
+
+
+class CodeNote(weakref.ref[Any]):
+    """Outlives a remote function, or class, and knows what the supervisor calls its code."""
+
+    __slots__ = ("fn",)
+
+    fn: int
 
 
 class Dependency:

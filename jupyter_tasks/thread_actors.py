@@ -146,7 +146,7 @@ class _Making(actors.ActorCall):
         self.of = {"name": "__init__", "options": {}}
         self.lock = threading.Lock()
         self.began_ns = 0
-        self.over = self.told = self.asked = False
+        self.over = self.asked = self.leaves = False
         self.task = None
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = (args, kwargs)
 
@@ -316,8 +316,10 @@ class ThreadActor(actors.Host):
         try:
             self.construct(*self.threads.resolved(*making.take_arguments()))
             end = frame(Kind.RESULT, self.id)
-        except SystemExit:
-            self.exits(making)
+            if making.leaves:
+                raise actors.ActorExit
+        except SystemExit as error:
+            self.exits(making, error)
             return
         except BaseException as error:
             end = actors.constructor_failed(self.id, self.label, error)
@@ -346,8 +348,8 @@ class ThreadActor(actors.Host):
             if call.asked:  # whatever it has returned
                 _close_all(fds)
                 ends, fds = [frame(Kind.INTERRUPTED, call.task_id)], []
-        except SystemExit:
-            self.exits(call)
+        except SystemExit as error:
+            self.exits(call, error)
             return
         except BaseException as error:
             ends, fds = self.failed(call, error, False)
@@ -403,9 +405,11 @@ class ThreadActor(actors.Host):
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def exits(self, call: actors.ActorCall | None) -> None:
+    def exits(self, call: actors.ActorCall | None, error: SystemExit) -> None:
         """It was the actor's last: those that run go on to their ends, and then it leaves. It is never told an end."""
-        self.threads.say(Kind.EXIT, self.id)  # before others are given back, which would be given again
+        self.threads.say(
+            Kind.EXIT, self.id, actors.how(error).encode()
+        )  # before others are given back, which would be given again
         if call is not None:
             call.over = True
             self._given.pop(call.task_id, None)
@@ -457,8 +461,8 @@ class LoopActor(ThreadActor):
         while not self._left:
             try:
                 self._loop.run_forever()
-            except SystemExit:  # of a task that the user's code has made
-                self.exits(None)
+            except SystemExit as error:  # of a task that the user's code has made
+                self.exits(None, error)
             except KeyboardInterrupt:
                 pass
         self._close()
@@ -498,11 +502,16 @@ class LoopActor(ThreadActor):
             if isinstance(value, Coroutine) or hasattr(value, "__await__"):
                 value = await value
             ends, fds = self.ended(call, await self._items_in_loop(call, value))
-        except SystemExit:
-            self.exits(call)
+            if call.leaves:
+                raise actors.ActorExit
+        except SystemExit as error:
+            self.exits(call, error)
             return
         except BaseException as error:
-            if isinstance(error, self._cancelled) and call.asked:
+            if call.leaves:
+                self.exits(call, actors.ActorExit())
+                return
+            if isinstance(error, self._cancelled):
                 ends, fds = [frame(Kind.INTERRUPTED, call.task_id)], []
             else:
                 ends, fds = self.failed(call, error, retry)

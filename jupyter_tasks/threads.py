@@ -24,6 +24,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,8 @@ class ThreadHost:
         self._client = client
         self._calls: dict[int, _Call | OwnCall] = {}  # those that are not final
         self.actors: dict[int, ThreadActor] = {}  # by their ids; of those that have ended some
-        self._classes: dict[bytes, int] = {}  # what the supervisor knows of them -> the id that it knows it by
+        # What the supervisor knows of their classes, and by which id.
+        self._classes: weakref.WeakKeyDictionary[type, tuple[bytes, int]] = weakref.WeakKeyDictionary()
         client.parent = functools.partial(_parent, client.parent)
         client.on_wait = functools.partial(self._waiting, client.on_wait)
 
@@ -221,12 +223,14 @@ class ThreadHost:
             if actor.is_gone and not client.holds_actor(actor.id):
                 self.actors.pop(actor.id, None)
         text = to_json(record)
-        if text not in self._classes:
-            self._classes[text] = client.new_function(_NOTHING, {"name": cls.__name__, "class": record})
+        known, fn = self._classes.get(cls, (b"", 0))
+        if known != text:
+            fn = client.new_function(_NOTHING, {"name": cls.__name__, "class": record}, cls)
+            self._classes[cls] = text, fn
         id = client.new_ids(1)
         self.actors[id] = thread_actors.make(self, client, id, cls, record, retries, options, args, kwargs)
         wire = client.belonging({**options, "threads": THREADS, **_deps_of(args, kwargs)})
-        ref = client.submit_actor(id, self._classes[text], _NOTHING, label, wire)
+        ref = client.submit_actor(id, fn, _NOTHING, label, wire)
         client.when_final(ref, self._actor_over)
         return ref
 

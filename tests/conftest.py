@@ -253,8 +253,8 @@ def session(request: pytest.FixtureRequest, module_session: None) -> Iterator[No
     def empty() -> bool:
         nonlocal problem
         now = status()
-        problem = f"{now['live']} live tasks, {now['queued']} queued, {now['objects']} objects"
-        return not (now["live"] or now["queued"] or now["objects"])
+        problem = f"{now['live']} live tasks, {now['actors']} actors, {now['queued']} queued, {now['objects']} objects"
+        return not (now["live"] or now["actors"] or now["queued"] or now["objects"])
 
     end = time.monotonic() + NET
     while not empty():

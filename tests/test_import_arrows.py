@@ -41,16 +41,29 @@ ALLOWED: dict[str, set[str]] = {
     "inplace": {"client", "engine", "exceptions", "refs", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
-    "functions": {"client", "launch", "mapping", "ray_options", "refs", "session", "wire"},
+    "functions": {"actor", "client", "launch", "mapping", "ray_options", "refs", "session", "wire"},
     "mapping": {"client", "exceptions", "groups", "refs", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
     "stopbutton": set(),
-    "api": {"exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
+    "api": {"actor", "exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
     "executor": {"client", "exceptions", "functions", "futures", "refs", "session", "wire"}
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
     "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
-    "notebook": {"api", "client", "exceptions", "functions", "groups", "inplace", "joblib_register", "refs", "session"}
+    "actor": {"client", "exceptions", "functions", "launch", "ray_options", "refs", "session", "streams", "wire"}
+    | {"worker.actors", "worker.context"},
+    "notebook": {
+        "actor",
+        "api",
+        "client",
+        "exceptions",
+        "functions",
+        "groups",
+        "inplace",
+        "joblib_register",
+        "refs",
+        "session",
+    }
     | {"show", "stopbutton", "wire"},
 }
 
@@ -94,10 +107,10 @@ def test_imports_point_down_only(path: Path) -> None:
 def test_public_names() -> None:
     """What we would defend for years. A new name here is a decision."""
     assert set(jupyter_tasks.__all__) == {
-        "Executor", "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "TaskGroup", "__version__", "as_completed",
-        "cancel", "exceptions", "get", "get_runtime_context", "init", "is_initialized", "load_ipython_extension",
-        "progress", "put", "register_joblib", "remote", "shutdown", "tasks", "track",
-        "unload_ipython_extension", "wait",
+        "ActorClass", "ActorHandle", "Executor", "ObjectRef", "ObjectRefGenerator", "RemoteFunction", "TaskGroup",
+        "__version__", "actor", "as_completed", "cancel", "exceptions", "exit_actor", "get", "get_actor",
+        "get_runtime_context", "init", "is_initialized", "kill", "list_actors", "load_ipython_extension", "method",
+        "progress", "put", "register_joblib", "remote", "shutdown", "tasks", "track", "unload_ipython_extension", "wait",
     }  # fmt: skip
     for name in jupyter_tasks.__all__:
         assert getattr(jupyter_tasks, name) is not None

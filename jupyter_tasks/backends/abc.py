@@ -8,7 +8,7 @@ its `capabilities`: the rules skip that rung, and the screen says so.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from jupyter_tasks.engine.events import Capabilities, Event, Lease, Task
@@ -98,12 +98,16 @@ class Backend(ABC):
         """Ends the lease's place with its whole tree; Gone follows."""
 
     @abstractmethod
+    def forget_function(self, fn: int) -> None:
+        """No task of this function comes any more; places that know its code may let it go."""
+
+    @abstractmethod
     def processes(self, task: Task) -> list[int]:
         """The process ids that this task uses now, for usage and limits; empty where they are not known."""
 
     @abstractmethod
-    def running(self, lease: Lease) -> int:
-        """The id of the task that runs in the lease at this moment, 0 for none."""
+    def running(self, lease: Lease) -> Collection[int]:
+        """The ids of the tasks that run in the lease at this moment; only an actor's lease has more than one."""
 
     @abstractmethod
     def left_running(self, task: Task) -> bool:

@@ -24,7 +24,7 @@ import socket
 import termios
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jupyter_tasks.backends.abc import Backend, Host
@@ -68,7 +68,9 @@ START_LIMIT = 60.0  # seconds from the request to the first word; it takes 2 ms,
 START_FAILURES = 3  # workers in a row that could not be started before a task is told
 
 _GONE = object()  # the place of a lease whose worker is gone
-_NOT_OF_TASKS = frozenset({Kind.PRELOAD, Kind.FORGET, Kind.DEBUG, Kind.EXIT})  # what a worker is told beside its tasks
+_NOT_OF_TASKS = frozenset(
+    {Kind.PRELOAD, Kind.FORGET, Kind.DEBUG, Kind.EXIT, Kind.FORGET_CODE}
+)  # what a worker is told beside its tasks
 _TASKS = frozenset({Kind.TASK, Kind.CALL})
 _END_KINDS = frozenset({Kind.RESULT, Kind.ERROR, Kind.INTERRUPTED})
 
@@ -378,7 +380,8 @@ class LocalBackend(Backend):
             self._send(worker, frame(Kind.CANCEL, id, flags=Flag.ASKS), ())
             self._host.post(Recalled(lease, ()))
             return
-        back = self._take_back(worker, most=1 if id == ONE_PACKET else None)
+        # Of an actor nothing is taken back: it would be given again behind what the worker reads meanwhile.
+        back = [] if lease.actor is not None else self._take_back(worker, most=1 if id == ONE_PACKET else None)
         if id in (ONE_PACKET, EVERYTHING) or id in back:
             self._host.post(Recalled(lease, back))
             return
@@ -545,6 +548,12 @@ class LocalBackend(Backend):
         self._ending.add(worker)
         self._plan_gone_check()
 
+    def forget_function(self, fn: int) -> None:
+        for worker in self._workers.values():
+            if fn in worker.functions:
+                worker.functions.discard(fn)
+                self._send(worker, frame(Kind.FORGET_CODE, fn=fn), ())
+
     def _worker_of(self, task: Task) -> _Worker | None:
         place = task.lease.place if task.lease is not None else None
         return place if isinstance(place, _Worker) else None
@@ -637,7 +646,7 @@ class LocalBackend(Backend):
             pass
         elif kind == Kind.EXIT:
             self._host.hear_out(worker.number)
-            self._host.post(ActorExits(lease, bool(flags & Flag.LEAVES)))
+            self._host.post(ActorExits(lease, bool(flags & Flag.LEAVES), body.decode()))
         elif kind == Kind.IDLE and id:
             worker.left_over = False
             self._host.changed(id)
@@ -853,12 +862,14 @@ class LocalBackend(Backend):
             return []
         return [worker.pid, *reaper.descendants(worker.pid)]
 
-    def running(self, lease: Lease) -> int:
+    def running(self, lease: Lease) -> Collection[int]:
         worker = lease.place
         if not isinstance(worker, _Worker):
-            return 0
+            return ()
+        if lease.actor is not None and lease.actor.ready and not lease.actor.in_order:
+            return [id for id in worker.page.calls.tolist() if id]
         words = worker.page.words
-        return int(words[layout.CURRENT]) if words[layout.BUSY] else 0
+        return (int(words[layout.CURRENT]),) if words[layout.BUSY] else ()
 
     # -- frames of failed tasks -------------------------------------------------------------------------------
 

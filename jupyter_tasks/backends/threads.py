@@ -14,7 +14,7 @@ with Flag.LEAVES: nothing of it is left). In CALL, and CANCEL of a call, `fn` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from jupyter_tasks.backends.abc import Host
 from jupyter_tasks.engine.actors import Actor
@@ -90,9 +90,9 @@ class ThreadBackend:
         assert lease.actor is not None
         self._say(lease.actor.owner, frame(Kind.EXIT, lease.actor.id), ())
 
-    def running(self, lease: Lease) -> int:
+    def running(self, lease: Lease) -> Collection[int]:
         """As Backend.running."""
-        return next((id for packet in lease.packets for id in packet if id in self._running), 0)
+        return [id for packet in lease.packets for id in packet if id in self._running]
 
     def heard(self, client: int, kind: int, flags: int, fn: int, id: int, whole: bytes, fds: tuple[int, ...]) -> bool:
         """What a host says of a task, or of one of its refs. False: the task is over, or was never given to it."""
@@ -115,7 +115,7 @@ class ThreadBackend:
             self._host.post(Finished(lease, [End(id, kind, flags, whole, fds)]))
         return True
 
-    def actor_exits(self, client: int, id: int, flags: int) -> None:
+    def actor_exits(self, client: int, id: int, flags: int, how: str) -> None:
         """What a host says of an actor."""
         lease = self._actors.get(id)
         if lease is None or lease.actor is None or lease.actor.owner != client:
@@ -124,7 +124,7 @@ class ThreadBackend:
             self._forget_actor(id, lease)
             self._host.post(Gone(lease))
         else:
-            self._host.post(ActorExits(lease, False))
+            self._host.post(ActorExits(lease, False, how))
 
     def client_gone(self, client: int) -> None:
         """A host has ended, and all of its threads with it."""

@@ -55,7 +55,6 @@ UNKNOWN_DURATION = 15  # log2 us: a method that never ended yet goes alone
 _ALL = 0  # the box of an actor whose calls have no order
 _NONE = b"\0\x80\x05N."  # the body of a RESULT that is None
 _TERMINATED = "terminate() was called"
-_NO_ARGUMENT = "an argument of its constructor could not be had"
 
 
 class Actor(Task):
@@ -76,6 +75,7 @@ class Actor(Task):
         "exit_by",
         "exiting",
         "killers",
+        "lived",
         "methods",
         "name",
         "namespace",
@@ -109,6 +109,7 @@ class Actor(Task):
         self.boxes: dict[int, deque[Call]] = {}  # by client; in no box: calls that are under way, or wait
         self.durations = [UNKNOWN_DURATION] * len(methods)  # log2 us of each method's last run
         self.ready = False  # its constructor has ended, and its process lives
+        self.lived = False  # its constructor has ended, in the life that is, or that was last
         self.terminated = False  # somebody wants it to end when it has done what it has
         self.exiting = False  # it was told to leave, or leaves by itself
         self.exit_by: float | None = None
@@ -127,13 +128,24 @@ class Actor(Task):
         """By its name."""
         return not self.kind and not self.death and not self.exiting
 
+    @property
+    def life(self) -> str:
+        """Where in its life it is; the words are Ray's."""
+        if self.kind:
+            return "dead"
+        if self.death:
+            return "ending"
+        if self.ready:
+            return "alive"
+        return "restarting" if self.attempt else "pending"
+
     def record(self) -> dict[str, Any]:
         """What people are told of it beside what they are told of any task."""
         return {
             "class_name": self.class_name,
             "registered_name": self.name,
             "namespace": self.namespace,
-            "ready": self.ready,
+            "life": self.life,
             "restarts": self.attempt,
             "max_restarts": self.spec.max_retries,
             "concurrency": self.concurrency,
@@ -301,7 +313,7 @@ class ActorRules:
         if lease is None or lease.retired:
             return
         if end.kind == Kind.RESULT:
-            actor.ready = True
+            actor.ready = actor.lived = True
             actor.false_starts = 0
             if not actor.spec.max_retries:
                 scheduler.forget_call(actor, now)  # it is never made again
@@ -314,11 +326,11 @@ class ActorRules:
         self.due[actor.id] = actor
         self._retire(lease)
 
-    def exits(self, actor: Actor, leaves: bool, now: float) -> None:
+    def exits(self, actor: Actor, leaves: bool, how: str, now: float) -> None:
         """It ends by itself: now begins no further call, or (`leaves`) does nothing any more but leave."""
         if not actor.exiting:
             actor.exiting = True
-            self._doom(actor, "it has left, by exit_actor() or sys.exit()", now)
+            self._doom(actor, f"it has left, by {how}", now)
         if leaves and actor.exit_by is None:
             self._set_deadline(actor, now)
 
@@ -438,6 +450,8 @@ class ActorRules:
 
     def gone(self, actor: Actor, lease: Lease, now: float) -> None:
         """Nothing of its process tree exists any more."""
+        if actor.lease is not lease:
+            return  # told twice: it was retired when it was gone already
         scheduler = self._scheduler
         died, actor.died = actor.died, None
         ids = [id for packet in lease.packets for id in packet]
@@ -480,9 +494,13 @@ class ActorRules:
 
     def _restart(self, actor: Actor, calls: list[Call], why: str, died: Died | None, now: float) -> None:
         scheduler = self._scheduler
+        if actor.state is State.PENDING and not actor.restart_asked:
+            scheduler.give_again(actor)  # its constructor had not begun: nobody needs to hear of it
+            return
         if actor.restart_asked:
             why = "jt.kill(no_restart=False)"
-        waiting = [call for client in actor.boxes for call in actor.boxes[client]]
+        # Of one that was never there, nobody knows anything: what waits, waits for the next one.
+        waiting = [call for client in actor.boxes for call in actor.boxes[client]] if actor.lived else []
         back: list[Call] = []
         for call in (*calls, *waiting):
             if call.state in FINAL:
@@ -492,17 +510,18 @@ class ActorRules:
             elif call.state is State.RUNNING and scheduler.may_retry(call):
                 scheduler.begin_again(call, why, now)
                 back.append(call)
+            elif call.state is State.CANCELLING:  # what it was asked has come to pass
+                scheduler.conclude(call, Step.STOPPED, {"rung": "kill"}, now)
             else:
                 self._fail_unavailable(call, why, now)
-        actor.boxes.clear()
+        if actor.lived:
+            actor.boxes.clear()
+        actor.lived = False
         for call in back:
             if not call.retry_at and (actor.in_order or not call.waiting):
                 actor.boxes.setdefault(call.owner if actor.in_order else _ALL, deque()).append(call)
-        if actor.state is State.PENDING and not actor.restart_asked:
-            scheduler.give_again(actor)  # its constructor had not begun
-        else:
-            actor.restart_asked = False
-            scheduler.retry(actor, why, now)
+        actor.restart_asked = False
+        scheduler.retry(actor, why, now)
 
     def _finish(self, actor: Actor, died: Died | None, now: float) -> None:
         """The actor itself becomes final."""
@@ -528,9 +547,11 @@ class ActorRules:
 
     def ended(self, actor: Actor, now: float) -> None:
         """The actor is final, in whatever way."""
-        if not actor.death:  # it was never begun
-            cancelled = actor.state is State.CANCELLED
-            self._doom(actor, "it was cancelled before it began" if cancelled else _NO_ARGUMENT, now)
+        if not actor.death and actor.cancel is not None:
+            self._doom(actor, "it was cancelled before it began", now)
+        elif not actor.death:  # an argument of its constructor could not be had: that is what calls raise, too
+            actor.death = actor.frame
+            self._empty_boxes(actor, now)
         if self._names.get((actor.namespace, actor.name)) == actor.id:
             del self._names[actor.namespace, actor.name]
 

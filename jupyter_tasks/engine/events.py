@@ -422,6 +422,7 @@ class ActorExits(NamedTuple):
 
     lease: Lease
     leaves: bool  # those that it had begun are over, too: now it runs its atexit functions
+    how: str = "exit_actor()"
 
 
 class GroupMade(NamedTuple):

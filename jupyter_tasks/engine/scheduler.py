@@ -921,6 +921,8 @@ class Scheduler:
                 if entry is not None and entry.kind == 0:
                     entry.frame = readdressed(task.frame, entry.id)
                     self._outcome(entry, kind, told, now)
+        if isinstance(task, Actor):
+            self.actors.ended(task, now)
         self._outcome(task, kind, told, now)
         if task.deps or task.pins:
             self._unpin(task, now)
@@ -934,8 +936,8 @@ class Scheduler:
         self.history.append(task)
         if task.group is not None:
             self._ended_members.append(task)
-        if isinstance(task, Actor):
-            self.actors.ended(task, now)
+        if task.actor is not None:
+            self.actors.note(task.actor)  # it may have stood before others, in its box
         if task.spec.watched:
             self._out.append(Announce(task))
 
@@ -1453,7 +1455,7 @@ class Scheduler:
 
     def _actor_exits(self, event: ActorExits, now: float) -> None:
         if event.lease.actor is not None:
-            self.actors.exits(event.lease.actor, event.leaves, now)
+            self.actors.exits(event.lease.actor, event.leaves, event.how, now)
 
     # -- threads ----------------------------------------------------------------------------------------------
 
@@ -1701,6 +1703,10 @@ class Scheduler:
         for entry in self.objects.values():
             if entry.readers:
                 entry.readers = [reader for reader in entry.readers if reader.client != event.client]
+
+    def forget_function(self, fn: int) -> None:
+        """No task of it comes any more."""
+        self._durations.pop(fn, None)
 
     # -- looking ----------------------------------------------------------------------------------------------
 

@@ -1,11 +1,9 @@
-"""%%remote and %tasks. Thin: parse, ask the launcher or the API, done."""
+"""%%remote and %tasks (%%actor is in actorcell.py). Thin: parse, ask the launcher or the API, done."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import linecache
-import re
 import shlex
 import sys
 import time
@@ -13,13 +11,14 @@ from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 
 from jupyter_tasks import api, session
 from jupyter_tasks.exceptions import JupyterTasksError
 from jupyter_tasks.groups import TaskGroup, show_counts
 from jupyter_tasks.joblib_register import register_joblib
-from jupyter_tasks.notebook import stacks
+from jupyter_tasks.notebook import arguments, stacks
+from jupyter_tasks.notebook.actorcell import ActorMagics
 from jupyter_tasks.notebook.board import next_attempt
 from jupyter_tasks.notebook.launcher import Launcher
 from jupyter_tasks.notebook.output import KernelScreen, TerminalScreen
@@ -28,65 +27,6 @@ from jupyter_tasks.refs import ObjectRef
 from jupyter_tasks.show import show_bytes, show_seconds
 
 __all__ = ["load", "unload"]
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
-_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def parse_size(text: str) -> int:
-    """ "4GB" -> 4000000000, "512MiB" -> 536870912, "1000" -> 1000 bytes.
-
-    Raises:
-        ValueError: not a size.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"{text!r} is not a size; write it like 500MB, 4GB or 2GiB.")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2].upper()])
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if not name.isidentifier():
-            raise argparse.ArgumentTypeError(f"{name!r} is not a variable name")
-    return names
-
-
-def _outs(text: str) -> list[str] | str:
-    text = text.strip("'\"")
-    return "*" if text == "*" else _names(text)
-
-
-def _positive(text: str) -> float:
-    return _number(text, above=0.0)
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, above=None)
-
-
-def _number(text: str, above: float | None) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if value != value or value < 0 or (above is not None and value <= above):
-        raise argparse.ArgumentTypeError(f"{text} must be {'more than 0' if above is not None else 'at least 0'}")
-    return value
-
-
-def _bytes(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
 
 
 @magics_class
@@ -99,23 +39,27 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
 
     @magic_arguments()
     @argument("name", nargs="?", help="bind the task's reference to this name; also what the board shows")
-    @argument("-i", "--in", dest="ins", type=_names, metavar="A,B", help="take these names along, too")
-    @argument("--only", type=_names, metavar="A,B", help="take only these names along")
-    @argument("--refs", type=_names, metavar="A,B", help="these references stay references in the cell")
+    @argument("-i", "--in", dest="ins", type=arguments.names, metavar="A,B", help="take these names along, too")
+    @argument("--only", type=arguments.names, metavar="A,B", help="take only these names along")
+    @argument("--refs", type=arguments.names, metavar="A,B", help="these references stay references in the cell")
     @argument(
         "-o",
         "--out",
-        type=_outs,
+        type=arguments.outs,
         metavar="A,B",
         help="bring these names back, as references bound at once; '*' with --wait: all assigned names, as values",
     )
     @argument("-w", "--wait", action="store_true", help="block like a normal cell; the stop button cancels it")
-    @argument("-t", "--timeout", type=_positive, metavar="S", help="stop the cell after S seconds")
-    @argument("--grace", type=_not_negative, metavar="S", help="after a cancel, end the process after S seconds")
-    @argument("--retries", type=_count, metavar="N", help="run it again after a crash, at most N times (default 0)")
-    @argument("--cpus", type=_not_negative, metavar="N", help="slots it takes (default 1; 0: runs at once)")
-    @argument("--gpus", type=_not_negative, metavar="N", help="GPUs it takes (default 0)")
-    @argument("--memory", type=_bytes, metavar="SIZE", help="limit of its private memory, as 4GB")
+    @argument("-t", "--timeout", type=arguments.positive, metavar="S", help="stop the cell after S seconds")
+    @argument(
+        "--grace", type=arguments.not_negative, metavar="S", help="after a cancel, end the process after S seconds"
+    )
+    @argument(
+        "--retries", type=arguments.count, metavar="N", help="run it again after a crash, at most N times (default 0)"
+    )
+    @argument("--cpus", type=arguments.not_negative, metavar="N", help="slots it takes (default 1; 0: runs at once)")
+    @argument("--gpus", type=arguments.not_negative, metavar="N", help="GPUs it takes (default 0)")
+    @argument("--memory", type=arguments.size, metavar="SIZE", help="limit of its private memory, as 4GB")
     @argument(
         "--group", metavar="NAME", help="make it a member of this TaskGroup; a new one if there is none, or it is over"
     )
@@ -129,7 +73,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         The names it reads are taken along by value; its output appears here while it runs. `jt.get(NAME)` waits for
         its last expression, `%tasks cancel NAME` stops it.
         """
-        args = _parse(TasksMagics.remote, line)
+        args = arguments.parse("%%remote", TasksMagics.remote, line)
         if args is None:
             return
         if cell is None:
@@ -270,6 +214,10 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             who = f"Task {record['task_id']} ({record['name']})"
             if not _is_live(record):
                 print(f"{who} is over: {record['state']}.")
+            elif record["kind"] == "actor" and not force:
+                print(
+                    f"{who} is an actor: %tasks kill ends it, and its handle's terminate() lets it do its calls first."
+                )
             elif not ("all" in names and record.get("group") and record["state"] not in _FINAL):
                 session.current_client().cancel(record["id"], force=force)
                 if force and record.get("executor") == "thread":
@@ -409,26 +357,6 @@ def _is_live(record: dict[str, Any]) -> bool:
     return record["state"] not in _FINAL or record["lingers"]
 
 
-def _parse(magic: Any, line: str) -> argparse.Namespace | None:
-    """The arguments; None if help was asked for. Whatever is wrong becomes one line."""
-    parser: MagicArgumentParser = magic.parser
-    line = re.sub(r"\s*,\s+", ",", line)  # `-o a, b` is what people write; it is not a task named b
-    try:
-        args: argparse.Namespace = parse_argstring(magic, line)
-    except UsageError as error:
-        text = str(error)
-        if "unrecognized arguments" in text:
-            text = text.replace("unrecognized arguments", "unknown option")
-        raise UsageError(f"%%remote: {text.rstrip('.')}. See %remote --help.") from None
-    except ValueError as error:
-        raise UsageError(f"%%remote: {error}. See %remote --help.") from None
-    if args.help:
-        text = parser.format_help().replace("::\n\n", "").replace("  %remote", "%%remote [NAME] [options]\n  %%remote")
-        print(text.strip())
-        return None
-    return args
-
-
 def _remark(record: dict[str, Any]) -> str:
     if rest := next_attempt(record):
         return f", {rest}"
@@ -476,6 +404,7 @@ def load(ip: Any) -> None:
     launcher = Launcher(ip, screen)
     magics = TasksMagics(ip, launcher)
     ip.register_magics(magics)
+    ip.register_magics(ActorMagics(ip))
     for line in _COMPLETED:
         ip.set_hook("complete_command", magics.complete, str_key=line)
     _loaded[id(ip)] = (launcher, ip)
@@ -491,7 +420,10 @@ def unload(ip: Any) -> None:
     if entry is None:
         return
     entry[0].stop()
-    for kind, name in (("cell", "remote"), ("line", "remote"), ("line", "tasks")):
+    for kind, name in (
+        *(("cell", "remote"), ("line", "remote"), ("line", "tasks")),
+        *(("cell", "actor"), ("line", "actor")),
+    ):
         ip.magics_manager.magics[kind].pop(name, None)
     for line in _COMPLETED:
         ip.strdispatchers["complete_command"].strs.pop(line, None)

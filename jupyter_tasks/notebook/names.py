@@ -14,7 +14,15 @@ _RESERVED = frozenset({"all"})  # `%tasks cancel all`
 
 
 def check_name(
-    name: str, namespace: Mapping[str, Any], taken: Collection[str], holds: type, *, of: str, option: str, example: str
+    name: str,
+    namespace: Mapping[str, Any],
+    taken: Collection[str],
+    holds: type,
+    *,
+    of: str,
+    option: str,
+    example: str,
+    magic: str = "%%remote",
 ) -> None:
     """Raises UsageError if this name cannot be bound.
 
@@ -26,13 +34,13 @@ def check_name(
     """
     shown = f"{option} {name!r}".strip()
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise UsageError(f"%%remote: {shown} is not a name. It is a Python identifier, as in {example}.")
+        raise UsageError(f"{magic}: {shown} is not a name. It is a Python identifier, as in {example}.")
     if name in _RESERVED:
-        raise UsageError(f"%%remote: {shown} means all tasks in %tasks; choose another name.")
+        raise UsageError(f"{magic}: {shown} means all tasks in %tasks; choose another name.")
     if name in taken:
-        raise UsageError(f"%%remote: {name!r} is both the {of}'s name and one after -o or NAME; choose another.")
+        raise UsageError(f"{magic}: {name!r} is both the {of}'s name and one after -o or NAME; choose another.")
     if name in namespace and not isinstance(namespace[name], holds):
         raise UsageError(
-            f"%%remote: {name!r} holds a {type(namespace[name]).__name__}; the {of} would replace it. "
+            f"{magic}: {name!r} holds a {type(namespace[name]).__name__}; the {of} would replace it. "
             f"Choose another name, or del {name} first."
         )

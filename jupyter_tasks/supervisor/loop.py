@@ -95,6 +95,8 @@ BATCH = 16  # tasks parsed before the first of them may start: a burst must not 
 MEMORY_EVERY = 0.01  # seconds between looks at tasks with a limit; a runaway was caught at 508 of 500 MB
 TREE_EVERY = 0.2  # seconds between looks for new child processes of those
 USAGE_EVERY = 1.0  # seconds between usage figures for the screen
+FORGET_AFTER = 0.05  # seconds until a function that was dropped is forgotten
+FORGET_EVERY = 1.0  # ... and between looks at those whose tasks have not ended
 WAITING_AFTER = 0.05  # seconds after which a board says for what its task waits
 WAITING_EVERY = 0.5  # seconds between looks at whether that has changed
 HELD_BACK_EVERY = 1.0  # seconds: how late the last lines of too much output are shown
@@ -159,6 +161,7 @@ class Supervisor:
         self._count = 0
         self._events: deque[Event] = deque()
         self._functions: dict[int, tuple[bytes, tuple[int, ...], TaskSpec]] = {}
+        self._unwanted: set[int] = set()  # functions that are to be forgotten when no task of theirs is left
         self._classes: dict[int, _Class] = {}  # by the function that makes an instance
         self._clients: dict[int, _Client] = {}
         self._client_ids = itertools.count(1)  # 1: the kernel
@@ -565,7 +568,10 @@ class Supervisor:
             task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
             return task
         if not flags:
-            return Call(id, client.id, actor, _CALL_AT(call, HEADER_SIZE)[0], call, not nfds)
+            task = Call(id, client.id, actor, _CALL_AT(call, HEADER_SIZE)[0], call, not nfds)
+            if nfds:
+                task.call_fds = tuple(client.fds.popleft() for _ in range(nfds))
+            return task
         options, rest = self._split(call)
         method = _CALL_AT(call, rest)[0]
         base = actor.methods[method]
@@ -647,10 +653,14 @@ class Supervisor:
                 self._events.append(Uploaded(client.id, id, whole, fds))
             else:
                 _close_all(fds)  # of a task that is over
+        elif kind == Kind.FORGET_CODE:
+            if not self._unwanted:
+                self.call_at(time.monotonic() + FORGET_AFTER, self._forget_code)
+            self._unwanted.add(fn)
         elif kind == Kind.ACTOR_CLOSED:
             self._events.append(ActorClosed(id))
         elif kind == Kind.EXIT:
-            self._threads.actor_exits(client.id, id, flags)
+            self._threads.actor_exits(client.id, id, flags, body.decode())
         elif kind == Kind.GROUP:
             self._events.append(self._group(client, id, from_json(body)) if body else GroupClosed(id))
         elif kind == Kind.GROUP_COMPLETE:
@@ -663,6 +673,19 @@ class Supervisor:
                 return
             answer = self._ask[question["op"]](question)
             self._send(client, frame(Kind.REPLY, id, to_json(answer)))
+
+    def _forget_code(self) -> None:
+        """Of functions that nobody can make tasks of, and that no task needs: they may hold refs, and so values."""
+        needed = {task.fn for task in self._scheduler.live.values()}
+        for fn in self._unwanted - needed:
+            _, fds, _ = self._functions.pop(fn, (b"", (), _FUNCTION))
+            _close_all(fds)
+            self._classes.pop(fn, None)
+            self._scheduler.forget_function(fn)
+            self._backend.forget_function(fn)
+        self._unwanted &= needed
+        if self._unwanted:
+            self.call_at(time.monotonic() + FORGET_EVERY, self._forget_code)
 
     def _group(self, client: _Client, id: int, options: dict[str, Any]) -> GroupMade:
         if not self._running_told:
@@ -838,9 +861,9 @@ class Supervisor:
         record = {"id": group.id, **group.record()}
         running = 0
         for lease in self._scheduler.leases.values():
-            task = self._scheduler.live.get(self._backend_of(lease).running(lease))
-            if task is not None and _is_in(task, group):
-                running += 1
+            for id in self._backend_of(lease).running(lease):
+                task = self._scheduler.live.get(id)
+                running += task is not None and _is_in(task, group)
         record["running"] = running
         end = group.ended_at if group.ended_at is not None else time.monotonic()
         record["elapsed_s"] = end - group.created_at
@@ -928,7 +951,8 @@ class Supervisor:
         """What people are told of a task. Times are seconds; clocks are the epoch's."""
         now, wall = time.monotonic(), time.time()
         state, started = task.state, task.started_at
-        if state is State.PENDING and task.lease is not None and self._backend.running(task.lease) == task.id:
+        lease = task.lease
+        if state is State.PENDING and lease is not None and task.id in self._backend_of(lease).running(lease):
             state = State.RUNNING  # it said nothing at its start, since nobody watches it
         end = task.ended_at if task.ended_at is not None else now
         record: dict[str, Any] = {
@@ -984,9 +1008,14 @@ class Supervisor:
 
     def _slot_holders(self) -> Iterator[str]:
         for lease in self._scheduler.leases.values():
-            running = lease.actor or self._scheduler.live.get(self._backend_of(lease).running(lease))
-            if running is not None and lease.demand and (lease.holds or lease.keeps):
-                yield running.spec.name
+            if not lease.demand or not (lease.holds or lease.keeps):
+                continue
+            if lease.actor is not None:
+                yield lease.actor.spec.name
+                continue
+            for id in self._backend_of(lease).running(lease):
+                if id in self._scheduler.live:
+                    yield self._scheduler.live[id].spec.name
 
     def _tasks_op(self, question: dict[str, Any]) -> Any:
         wanted = question.get("ids")
@@ -1044,11 +1073,13 @@ class Supervisor:
         if question.get("check"):
             self._scheduler.check()
         units = self._scheduler.available
+        actors = sum(isinstance(task, Actor) for task in self._scheduler.live.values())
         return {
             "pid": os.getpid(),
             "total": self._config["total"],
             "available": {name: amount / CPU_UNITS for name, amount in units.items()},
-            "live": len(self._scheduler.live),
+            "live": len(self._scheduler.live) - actors,
+            "actors": actors,
             "queued": self._scheduler.queued,
             "objects": len(self._scheduler.objects),
             "history": len(self._scheduler.history),

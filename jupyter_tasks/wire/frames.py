@@ -98,6 +98,7 @@ class Kind:
                      # arguments)
     EXIT = 32        # S->W: the actor is to leave. W->S: it begins no further call; with Flag.LEAVES: no call runs.
                      # The same with S and C of an actor in a thread, `id`; with Flag.LEAVES: nothing of it is left
+    FORGET_CODE = 34  # C->S: nobody can make tasks of function `fn` any more. S->W: it is not needed any more
     ACTOR_CLOSED = 33  # C->S: the actor `id` is to end when it has done the calls that it has
     # fmt: on
 

@@ -6,6 +6,8 @@ before it reads the ring: then at least one of the two sees the other, and a can
 
 The ledger holds the frames of finished tasks that the worker has not sent yet: when the worker dies in the middle of
 a packet, what it had finished is still known, and nothing runs twice.
+
+Where an actor runs several calls at a time, `calls` says which have begun and not ended, in no order.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from __future__ import annotations
 import mmap
 import os
 
-__all__ = ["LEDGER_AT", "LEDGER_SIZE", "PAGE_SIZE", "RING", "Page"]
+__all__ = ["CALLS", "LEDGER_AT", "LEDGER_SIZE", "PAGE_SIZE", "RING", "Page"]
 
 RING = 256  # more ids than a worker can ever have been given (2 packets of 32)
 LEDGER_AT = 4096
 LEDGER_SIZE = 1 << 17  # bytes; what does not fit is sent at once
-PAGE_SIZE = LEDGER_AT + LEDGER_SIZE
+CALLS_AT = LEDGER_AT + LEDGER_SIZE
+CALLS = 1024  # places for calls that run at the same time: as many as an async actor has, unless told otherwise
+PAGE_SIZE = CALLS_AT + 8 * CALLS
 
 # Words, by index. Written by the worker:
 CURRENT = 0  # id of the task it began last
@@ -38,13 +42,14 @@ MOVED = 1 << 63  # ... given to another worker meanwhile: nobody wants it to sto
 class Page:
     """A view of the shared page. Both sides make one from the same descriptor."""
 
-    __slots__ = ("_map", "ledger", "words")
+    __slots__ = ("_map", "calls", "ledger", "words")
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, PAGE_SIZE)
         view = memoryview(self._map)
         self.words = view[:LEDGER_AT].cast("Q")
-        self.ledger = view[LEDGER_AT:]
+        self.ledger = view[LEDGER_AT:CALLS_AT]
+        self.calls = view[CALLS_AT:].cast("Q")  # the worker's; 0: none
 
     @staticmethod
     def create() -> int:
@@ -75,6 +80,7 @@ class Page:
         """Gives the memory back."""
         self.words.release()
         self.ledger.release()
+        self.calls.release()
         try:
             self._map.close()
         except BufferError:

@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ActorCall", "ActorExit", "Async", "Host", "InOrder", "Threaded", "make_host"]
 
-# Seconds that a call may run before the supervisor hears that it has begun: those that are over sooner cost no frame.
-TELL_AFTER = 0.01
 NO_FLAG = (
     "is_canceled() is for methods that are no coroutines: in an async actor a cancel raises asyncio.CancelledError at "
     "the await."
@@ -63,7 +61,12 @@ _Values = dict[int, tuple[bytes, int | None]]
 
 
 class ActorExit(SystemExit):
-    """Raised by `exit_actor()`: nobody catches it by accident."""
+    """Raised by `exit_actor()`. Who catches it does not hold up the actor's end."""
+
+
+def how(error: SystemExit) -> str:
+    """In the words of its messages."""
+    return "exit_actor()" if isinstance(error, ActorExit) else f"sys.exit({error.code or 0})"
 
 
 class ActorCall:
@@ -90,8 +93,9 @@ class ActorCall:
         self.lock = threading.Lock()
         self.began_ns = 0
         self.over = False  # ended, or never to be begun
-        self.told = False  # the supervisor knows that it has begun
+        self.slot = -1  # in the shared page
         self.asked = False  # to stop
+        self.leaves = False  # it has called exit_actor()
         self.task: asyncio.Task[None] | None = None  # in an event loop
 
     @property
@@ -170,6 +174,7 @@ class Host:
         self.methods: list[dict[str, Any]] = self.class_meta["methods"]
         self.retries: dict[str, Any] = function.retry_exceptions or {}  # by the method's name
         self.instance: Any = None
+        self.leaving = ""  # how, if by itself
         self._options = options
         self._class = function.call
 
@@ -186,15 +191,15 @@ class Host:
         """Ends this process as a program ends. Main thread; no call runs. Never returns."""
         self.worker._flush()
         self.worker.streams.tell = None
-        self.worker.send(Kind.EXIT, 0, b"", flags=Flag.LEAVES)
+        self.worker.send(Kind.EXIT, 0, self.leaving.encode(), flags=Flag.LEAVES)
         code = 0
         try:
             self.instance = None
-            threading._shutdown()  # waits for threads that are no daemons, as at any exit
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as at any exit
             atexit._run_exitfuncs()
         except BaseException:
             code = 1
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         finally:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
@@ -240,7 +245,11 @@ class Host:
         except SystemExit:
             raise
         except BaseException as error:
+            if call.leaves:
+                raise ActorExit from None
             return self.failed(call, error, retry)
+        if call.leaves:
+            raise ActorExit
         return self.ended(call, value)
 
     def _items_of(self, call: ActorCall, value: Any) -> Any:
@@ -318,7 +327,8 @@ class Threaded(Host):
     def __init__(self, worker: _Worker, id: int, options: dict[str, Any], function: _Function) -> None:
         super().__init__(worker, id, options, function)
         self._calls: dict[int, ActorCall] = {}  # that have not ended
-        self._untold: dict[int, ActorCall] = {}  # of these: nobody was told that they have begun
+        self._page = worker.page.calls
+        self._slots = list(range(len(self._page)))  # places in it that are free
         self._lock = threading.Lock()
         self._exits = False  # no further call begins
         self._woken, self._wake = os.pipe()
@@ -337,9 +347,7 @@ class Threaded(Host):
         sock = self.worker.sock
         fd = sock.fileno()
         while True:
-            readable = select.select([fd, self._woken], [], [], TELL_AFTER if self._untold else None)[0]
-            if self._untold:
-                self._tell_begun()
+            readable = select.select([fd, self._woken], [], [])[0]
             if self._woken in readable:
                 return
             if fd not in readable:
@@ -372,8 +380,6 @@ class Threaded(Host):
                     call.drop()
                     continue
                 self._calls[id] = call
-                if not call.announce:
-                    self._untold[id] = call
                 begun.append(call)
             elif kind == Kind.CANCEL:
                 if begun:
@@ -410,10 +416,8 @@ class Threaded(Host):
                 self._free += 1
 
     def _run_one(self, call: ActorCall) -> None:
-        if not call.begin():
+        if not self.begins(call):
             return
-        if call.announce:
-            self._tell_started(call)
         began = time.perf_counter()
         token = context.thread_call.set(call)
         try:
@@ -440,12 +444,10 @@ class Threaded(Host):
                 call.over = True
         if not begun:
             self._calls.pop(id, None)
-            self._untold.pop(id, None)
             call.drop()
             self._say(frame(Kind.INTERRUPTED, id, flags=Flag.SKIPPED))
             self._leave_if_over()
         elif only_look:
-            self._untold.pop(id, None)
             self._tell_started(call)
         else:
             call.asked = True
@@ -454,14 +456,23 @@ class Threaded(Host):
     def stop(self, call: ActorCall) -> None:
         """Its flag is set. Reader."""
 
-    def _tell_begun(self) -> None:
-        now = time.monotonic_ns()
-        for id, call in list(self._untold.items()):
-            if call.over:
-                self._untold.pop(id, None)
-            elif call.began_ns and now - call.began_ns > TELL_AFTER * 1e9:
-                self._untold.pop(id, None)
-                self._tell_started(call)
+    def begins(self, call: ActorCall) -> bool:
+        """Its code is about to begin, and who looks at the shared page sees that. False: nobody wants it any more."""
+        if not call.begin():
+            return False
+        if self._slots:
+            call.slot = self._slots.pop()
+            self._page[call.slot] = call.task_id
+        if call.announce or call.slot < 0:
+            self._tell_started(call)
+        return True
+
+    def _over(self, call: ActorCall) -> None:
+        call.over = True
+        if call.slot >= 0:
+            self._page[call.slot] = 0
+            self._slots.append(call.slot)
+        self._calls.pop(call.task_id, None)
 
     def _tell_started(self, call: ActorCall) -> None:
         if not call.over:
@@ -471,9 +482,7 @@ class Threaded(Host):
         """It is over. Any thread."""
         took = int((time.perf_counter() - began) * 1e6).bit_length()
         ends[-1] = execution._with_flags(ends[-1], min(took, execution.MOST_DURATION) << DURATION_SHIFT)
-        call.over = True
-        self._calls.pop(call.task_id, None)
-        self._untold.pop(call.task_id, None)
+        self._over(call)
         if not fds and sum(map(len, ends)) <= MESSAGE_LIMIT // 2:
             self._say(b"".join(ends))
         else:
@@ -502,12 +511,12 @@ class Threaded(Host):
         code = execution._exit_code(error)
         if code:
             os._exit(code)  # as a program that ends with an error: the actor may be made again
-        call.over = True
         first = not self._exits
         self._exits = True
         if first:
-            self.worker.send(Kind.EXIT, 0, b"")
-        self._calls.pop(call.task_id, None)
+            self.leaving = how(error)
+            self.worker.send(Kind.EXIT, 0, self.leaving.encode())
+        self._over(call)
         self._leave_if_over()
 
     def _leave_if_over(self) -> None:
@@ -572,10 +581,8 @@ class Async(Threaded):
                 call.task = self._loop.create_task(self._run_in_loop(call))
 
     async def _run_in_loop(self, call: ActorCall) -> None:
-        if not call.begin():
+        if not self.begins(call):
             return
-        if call.announce:
-            self._tell_started(call)
         began = time.perf_counter()
         context.thread_call.set(call)
         retry: Any = False
@@ -586,11 +593,16 @@ class Async(Threaded):
                 value = await value
             value = await self._items_in_loop(call, value)
             ends, fds = self.ended(call, value)
+            if call.leaves:
+                raise ActorExit
         except SystemExit as error:
             self.exits(call, error)
             return
         except BaseException as error:
-            if isinstance(error, self._cancelled) and call.asked:
+            if call.leaves:
+                self.exits(call, ActorExit())
+                return
+            if isinstance(error, self._cancelled):
                 ends, fds = [frame(Kind.INTERRUPTED, call.task_id)], []
             else:
                 ends, fds = self.failed(call, error, retry)

@@ -205,6 +205,8 @@ class _Worker:
                 self._learn_function(fn, body, fd)
             elif kind == Kind.PRELOAD:
                 _preload(from_json(body))
+            elif kind == Kind.FORGET_CODE:
+                self.functions.pop(fn, None)
             elif kind == Kind.DEBUG:
                 self._debug(id)
             elif kind == Kind.FORGET and self._kept is not None and self._kept[0] == id:
@@ -317,9 +319,12 @@ class _Worker:
         try:
             args, kwargs = self._arguments(body, fd)
             self.actor.construct(args, kwargs)
+            if self.actor.leaving:
+                self.actor.leave()
         except SystemExit as error:
             if code := _exit_code(error):
                 os._exit(code)
+            self.actor.leaving = actors.how(error)
             self.actor.leave()
         except BaseException as error:
             return actors.constructor_failed(id, options["name"], error)
@@ -336,11 +341,6 @@ class _Worker:
             return
         call = actors.ActorCall(self.actor, id, flags, body, fd, self._values)
         self._values = {}
-        if any(dep not in call._values for dep in call.options.get("deps", ())):
-            call.drop()
-            self._skip(id, None)  # they were taken back between two reads
-            guard.end()
-            return
         self.task_id = id
         self._waits = 0
         progress.set_report(self._report_progress)
@@ -358,6 +358,7 @@ class _Worker:
             self._flush()
             if code := _exit_code(error):
                 os._exit(code)
+            self.actor.leaving = actors.how(error)
             self.actor.leave()
         except BaseException:
             ends, fds = [_error_frame(id, sys.exc_info(), flags=0)], []

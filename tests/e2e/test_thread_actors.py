@@ -349,7 +349,7 @@ def test_a_call_knows_where_it_is_and_what_it_submits_is_its_own() -> None:
     assert jt.get(knows.itself.remote()) == knows
     assert jt.get_runtime_context().get_actor_id() is None
     (record,) = [actor for actor in jt.list_actors() if actor["name"] == "known"]
-    assert (record["executor"], record["state"], record["class_name"]) == ("thread", "running", "Knows")
+    assert (record["executor"], record["state"], record["class_name"]) == ("thread", "alive", "Knows")
 
 
 def test_names_reach_into_other_processes() -> None:
@@ -667,12 +667,12 @@ def test_kill_reaches_its_children(tmp_path: Path) -> None:
 
 def test_exit_actor_ends_it_after_what_came_before(tmp_path: Path) -> None:
     """Its own ref, queued and later calls raise; sys.exit is the same, and never ends the process."""
-    for leave in (jt.exit_actor, lambda: sys.exit(3)):
+    for leave, how in ((jt.exit_actor, r"exit_actor\(\)"), (lambda: sys.exit(3), r"sys\.exit\(3\)")):
         held = Held.remote()
         before, own, behind = held.add.remote(1), held.call.remote(leave), held.add.remote(2)
         assert jt.get(before) == 1
         for ref in (own, behind, held.add.remote(3)):
-            with pytest.raises(ActorDiedError, match="it has left"):
+            with pytest.raises(ActorDiedError, match=f"it has left, by {how}"):
                 jt.get(ref, timeout=NET)
         wait_until(lambda held=held: state_of(held) == "completed", "it has ended")
     with pytest.raises(TypeError, match="exit_actor"):
@@ -736,7 +736,7 @@ def test_the_last_handle_of_coroutines() -> None:
     assert entered.wait(NET)
     del loop
     assert ended.wait(NET)
-    wait_until(lambda: jt.list_actors()[-1]["state"] == "completed", "it has ended")
+    wait_until(lambda: jt.list_actors()[-1]["state"] == "dead", "it has ended")
 
 
 def test_a_handle_in_a_process_keeps_it() -> None:
@@ -760,7 +760,7 @@ def test_a_handle_in_a_process_keeps_it() -> None:
     gc.collect()
     assert jt.get(keeps.call.remote()) == [1]
     jt.get(keeps.drop.remote())
-    wait_until(lambda: [a["state"] for a in jt.list_actors() if a["name"] == "kept"][-1] == "completed", "it ends")
+    wait_until(lambda: [a["state"] for a in jt.list_actors() if a["name"] == "kept"][-1] == "dead", "it ends")
 
 
 def test_a_constructor_that_raises() -> None:
@@ -795,7 +795,7 @@ def test_an_argument_of_the_constructor_that_cannot_be_had() -> None:
         raise OSError("no")
 
     held = Held.remote(fails.remote())
-    with pytest.raises(ActorDiedError, match="an argument of its constructor could not be had"):
+    with pytest.raises(OSError, match="no"):
         jt.get(held.all.remote(), timeout=NET)
 
 
@@ -836,7 +836,7 @@ def test_a_process_that_ends_takes_one_along_that_was_not_made_yet(tmp_path: Pat
 
     with pytest.raises(jt.exceptions.WorkerCrashedError):
         jt.get(makes.remote(str(tmp_path)))
-    wait_until(lambda: [a["state"] for a in jt.list_actors() if a["name"] == "never"] == ["crashed"], "it is over")
+    wait_until(lambda: [a["state"] for a in jt.list_actors() if a["name"] == "never"] == ["dead"], "it is over")
     for task in jt.tasks():
         if task["name"] == "sleeps":
             current_client().cancel(task["id"], force=True)

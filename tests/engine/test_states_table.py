@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from engine_rig import Rig
+from engine_rig import KERNEL, Rig
 
 from jupyter_tasks.engine import scheduler
-from jupyter_tasks.engine.events import IdleAgain, Tick, TooMuchMemory
+from jupyter_tasks.engine.actors import Actor, Call
+from jupyter_tasks.engine.events import ActorKilled, IdleAgain, Submitted, TaskSpec, Tick, TooMuchMemory
 from jupyter_tasks.engine.states import FINAL, TRANSITIONS, State, Step, next_state
 from jupyter_tasks.wire.frames import Flag, Kind
 
@@ -125,12 +126,52 @@ def cancelling_died(rig: Rig) -> None:
     rig.die(task.lease, task, ours=True)
 
 
+def _an_actor_and_its_call() -> tuple[Rig, Actor, Call]:
+    rig = Rig()
+    methods = [TaskSpec(kind="call", demand=(), max_retries=0)]
+    actor = Actor(
+        901, KERNEL, 1, TaskSpec(kind="actor", demand=(), max_retries=0), b"", class_name="A", methods=methods
+    )
+    rig.event(Submitted([actor]))
+    rig.start(actor)
+    rig.finish(actor)
+    call = Call(902, KERNEL, actor, 0, b"", True)
+    rig.event(Submitted([call]))
+    return rig, actor, call
+
+
+def pending_without_actor(_: Rig) -> None:
+    rig, actor, _call = _an_actor_and_its_call()
+    waiting = Call(903, KERNEL, actor, 0, b"", True)
+    waiting.deps = (rig.submit().id,)
+    rig.event(Submitted([waiting]))
+    rig.event(ActorKilled(actor.id))
+
+
+def running_without_actor(_: Rig) -> None:
+    rig, actor, call = _an_actor_and_its_call()
+    assert actor.lease is not None
+    rig.start(call)
+    rig.die(actor.lease, call)
+
+
+def cancelling_without_actor(_: Rig) -> None:
+    rig, actor, call = _an_actor_and_its_call()
+    assert actor.lease is not None
+    rig.start(call)
+    rig.cancel(call)
+    rig.die(actor.lease, call)
+
+
 WALKS: dict[tuple[State, Step], Callable[[Rig], None]] = {
     (State.PENDING, Step.STARTED): started,
     (State.PENDING, Step.ASKED): pending_asked,
     (State.PENDING, Step.UPSTREAM_FAILED): upstream_failed,
     (State.PENDING, Step.UPSTREAM_CANCELLED): upstream_cancelled,
     (State.PENDING, Step.RECALLED): recalled,
+    (State.PENDING, Step.ACTOR_GONE): pending_without_actor,
+    (State.RUNNING, Step.ACTOR_GONE): running_without_actor,
+    (State.CANCELLING, Step.ACTOR_GONE): cancelling_without_actor,
     (State.PENDING, Step.RETURNED): pending_returned,
     (State.PENDING, Step.RAISED): pending_raised,
     (State.PENDING, Step.STOPPED): pending_stopped,
