@@ -679,6 +679,33 @@ def test_exit_actor_ends_it_after_what_came_before(tmp_path: Path) -> None:
         jt.exit_actor()
 
 
+def test_who_catches_its_own_exit_does_not_hold_it_up() -> None:
+    """In a call, in a coroutine, in the constructor."""
+
+    def stays() -> str:
+        try:
+            jt.exit_actor()
+        except SystemExit:
+            return "stays"
+
+    held = Held.remote()
+    with pytest.raises(ActorDiedError, match=r"it has left, by exit_actor\(\)"):
+        jt.get(held.call.remote(stays), timeout=NET)
+
+    @jt.remote(executor="thread")
+    class Catches:
+        def __init__(self, now: bool) -> None:
+            if now:
+                stays()
+
+        async def stays(self) -> str:
+            return stays()
+
+    for now in (True, False):
+        with pytest.raises(ActorDiedError, match=r"it has left, by exit_actor\(\)"):
+            jt.get(Catches.remote(now).stays.remote(), timeout=NET)
+
+
 def test_exit_actor_lets_those_that_run_at_the_same_time_end_first() -> None:
     held, gate = Held.options(max_concurrency=2).remote(), Gate()
     running = held.call.remote(gate)
