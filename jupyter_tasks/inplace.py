@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 from jupyter_tasks.client import Client, PackedCall
 from jupyter_tasks.engine.cancel import Cancel
@@ -693,9 +693,10 @@ class InPlaceClient(Client):
             if actor.leaving:
                 raise actors.ActorExit
             record.ready = True
-        except SystemExit as error:
-            self._left(actor, record, error)
         except BaseException as error:
+            if _leaves(error, actor):
+                self._left(actor, record, error)
+                return ref
             if _is_stop(error):
                 self._end_actor(ref, actor, _died(actor, "its constructor was interrupted"), _stopped(record, error))
                 raise
@@ -800,7 +801,9 @@ class InPlaceClient(Client):
         return [death]
 
     def _left(self, actor: _Actor, task: _Task, error: SystemExit) -> _Outcome:
-        """Its code has raised SystemExit."""
+        """Its code has raised this."""
+        if not _leaves(error, actor):
+            return _raised(task, error)
         death = _died(actor, f"it has left, by {actors.how(error)}")
         self._end_actor(self.hold(actor.id), actor, death, _stored_none())
         if task is not actor.record:
@@ -1235,6 +1238,11 @@ def _stopped(task: _Task, error: BaseException) -> _Outcome:
     task.state = "cancelled"
     how = {"source": "interrupt", "rung": "interrupt", "reason": "", "seconds": 0.0}
     return _failure(task, error, {"type": "cancelled", **how})
+
+
+def _leaves(error: BaseException, actor: _Actor) -> TypeGuard[SystemExit]:
+    """What has been raised is the end of the actor. In a thread `sys.exit` is not: the process is not its own."""
+    return isinstance(error, actors.ActorExit if actor.shares else SystemExit)
 
 
 def _unmade(actor: _Actor, error: BaseException) -> _Outcome:

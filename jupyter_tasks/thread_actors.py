@@ -219,6 +219,8 @@ class ThreadActor(actors.Host):
 
     def begin(self) -> None:
         """Its constructor may run."""
+        if self._ending:
+            return  # the supervisor has gone meanwhile
         self._given[self.id] = self._making
         self._open = self._living = 1
         self._start(self._live)
@@ -318,8 +320,8 @@ class ThreadActor(actors.Host):
             end = frame(Kind.RESULT, self.id)
             if making.leaves:
                 raise actors.ActorExit
-        except SystemExit as error:
-            self.exits(making, error)
+        except actors.ActorExit:
+            self._exits(making)
             return
         except BaseException as error:
             end = actors.constructor_failed(self.id, self.label, error)
@@ -348,10 +350,10 @@ class ThreadActor(actors.Host):
             if call.asked:  # whatever it has returned
                 _close_all(fds)
                 ends, fds = [frame(Kind.INTERRUPTED, call.task_id)], []
-        except SystemExit as error:
-            self.exits(call, error)
+        except actors.ActorExit:
+            self._exits(call)
             return
-        except BaseException as error:
+        except BaseException as error:  # also sys.exit: the process is not the actor's to end
             ends, fds = self.failed(call, error, False)
         call.thread = 0
         self._told_end(call, ends, fds, time.perf_counter() - began)
@@ -405,17 +407,14 @@ class ThreadActor(actors.Host):
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def exits(self, call: actors.ActorCall | None, error: SystemExit) -> None:
+    def _exits(self, call: actors.ActorCall) -> None:
         """It was the actor's last: those that run go on to their ends, and then it leaves. It is never told an end."""
-        self.threads.say(
-            Kind.EXIT, self.id, actors.how(error).encode()
-        )  # before others are given back, which would be given again
-        if call is not None:
-            call.over = True
-            self._given.pop(call.task_id, None)
+        # Before others are given back: they would be given again.
+        self.threads.say(Kind.EXIT, self.id, actors.how(actors.ActorExit()).encode())
+        call.over = True
+        self._given.pop(call.task_id, None)
         self.end()
-        if call is not None:
-            self._answered()
+        self._answered()
 
     def _leave_if_over(self) -> None:
         with self._lock:
@@ -461,11 +460,10 @@ class LoopActor(ThreadActor):
         while not self._left:
             try:
                 self._loop.run_forever()
-            except SystemExit as error:  # of a task that the user's code has made
-                self.exits(None, error)
-            except KeyboardInterrupt:
-                pass
-        self._close()
+            except (SystemExit, KeyboardInterrupt):
+                pass  # of a task that the user's code has made; asyncio says so when nobody looks at it
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            self._close()
         self._living = 0
         self._say_gone()
 
@@ -504,12 +502,9 @@ class LoopActor(ThreadActor):
             ends, fds = self.ended(call, await self._items_in_loop(call, value))
             if call.leaves:
                 raise actors.ActorExit
-        except SystemExit as error:
-            self.exits(call, error)
-            return
         except BaseException as error:
             if call.leaves:
-                self.exits(call, actors.ActorExit())
+                self._exits(call)
                 return
             if isinstance(error, self._cancelled):
                 ends, fds = [frame(Kind.INTERRUPTED, call.task_id)], []

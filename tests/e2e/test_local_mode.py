@@ -688,6 +688,9 @@ class Counter:
     def leaves(self) -> None:
         jt.exit_actor()
 
+    def exits(self) -> None:
+        sys.exit(3)
+
 
 def test_an_actor_is_made_and_called_in_place(local: None) -> None:
     """In the caller's stack, by its own code; the state stays. Nothing is started."""
@@ -755,6 +758,9 @@ def test_values_of_actors_are_copied_and_handles_pass(local: None) -> None:
 def test_a_thread_actor_shares_its_objects_in_place(local: None) -> None:
     rows = [1]
     counter = jt.remote(Counter).options(executor="thread").remote(rows)
+    with pytest.raises(TaskError) as caught:
+        jt.get(counter.exits.remote())
+    assert caught.value.type_name == "SystemExit"
     assert jt.get(counter.add.remote([threading.get_ident()])) is rows
     assert rows == [1, threading.get_ident()]
 
@@ -833,6 +839,8 @@ def test_the_ends_of_an_actor_in_place(local: None) -> None:
     for _ in range(2):
         with pytest.raises(ActorDiedError, match=r"\(Counter\) has ended: it has left"):
             jt.get(counter.leaves.remote())
+    with pytest.raises(ActorDiedError, match=r"it has left, by sys\.exit\(3\)"):
+        jt.get(jt.remote(Counter).remote().exits.remote())
     with pytest.raises(TypeError, match="exit_actor"):
         jt.exit_actor()
 

@@ -665,18 +665,57 @@ def test_kill_reaches_its_children(tmp_path: Path) -> None:
         jt.get(child, timeout=NET)
 
 
-def test_exit_actor_ends_it_after_what_came_before(tmp_path: Path) -> None:
-    """Its own ref, queued and later calls raise; sys.exit is the same, and never ends the process."""
-    for leave, how in ((jt.exit_actor, r"exit_actor\(\)"), (lambda: sys.exit(3), r"sys\.exit\(3\)")):
-        held = Held.remote()
-        before, own, behind = held.add.remote(1), held.call.remote(leave), held.add.remote(2)
-        assert jt.get(before) == 1
-        for ref in (own, behind, held.add.remote(3)):
-            with pytest.raises(ActorDiedError, match=f"it has left, by {how}"):
-                jt.get(ref, timeout=NET)
-        wait_until(lambda held=held: state_of(held) == "completed", "it has ended")
+def test_exit_actor_ends_it_after_what_came_before() -> None:
+    """Its own ref, queued and later calls raise."""
+    held = Held.remote()
+    before, own, behind = held.add.remote(1), held.leaves.remote(), held.add.remote(2)
+    assert jt.get(before) == 1
+    for ref in (own, behind, held.add.remote(3)):
+        with pytest.raises(ActorDiedError, match=r"it has left, by exit_actor\(\)"):
+            jt.get(ref, timeout=NET)
+    wait_until(lambda: state_of(held) == "completed", "it has ended")
     with pytest.raises(TypeError, match="exit_actor"):
         jt.exit_actor()
+
+
+def test_sys_exit_is_an_error_of_the_call() -> None:
+    """The process is not the actor's to end. In calls, coroutines, what they leave in the loop, and the constructor."""
+    held = Held.remote()
+    with pytest.raises(TaskError) as caught:
+        jt.get(held.call.remote(sys.exit, 3))
+    assert caught.value.type_name == "SystemExit"
+    assert jt.get(held.add.remote(1)) == 1
+
+    @jt.remote(executor="thread")
+    class Exits:
+        def __init__(self, now: bool) -> None:
+            if now:
+                sys.exit(3)
+
+        async def exits(self) -> None:
+            sys.exit(3)
+
+        async def leaves_one(self, ended: threading.Event) -> None:
+            async def exits() -> None:
+                ended.set()
+                sys.exit(3)
+
+            self.task = asyncio.ensure_future(exits())
+
+        async def forgets(self) -> str:
+            with pytest.raises(SystemExit):
+                self.task.result()
+            return "goes on"
+
+    exits, ended = Exits.remote(False), threading.Event()
+    with pytest.raises(TaskError) as caught:
+        jt.get(exits.exits.remote())
+    assert caught.value.type_name == "SystemExit"
+    jt.get(exits.leaves_one.remote(ended))
+    assert ended.wait(NET)
+    assert jt.get(exits.forgets.remote(), timeout=NET) == "goes on"
+    with pytest.raises(ActorDiedError, match="its constructor raised SystemExit: 3"):
+        jt.get(Exits.remote(True).exits.remote(), timeout=NET)
 
 
 def test_who_catches_its_own_exit_does_not_hold_it_up() -> None:
