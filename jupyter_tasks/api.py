@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, overload
 
-from jupyter_tasks import exceptions, session
+from jupyter_tasks import exceptions, session, several
 from jupyter_tasks.refs import ObjectRef
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.waiting import AsCompleted
@@ -125,8 +125,7 @@ def _wait_for_all(refs: list[ObjectRef], timeout: float | None) -> None:
     if len(refs) > 1:
         open_refs = list(dict.fromkeys(open_refs))
         _raise_failed(refs)
-    # Only one session is open at a time, so only its refs are.
-    if open_refs and not open_refs[0]._client.wait(open_refs, None, timeout, or_failed=len(open_refs) > 1):
+    if open_refs and not several.wait(open_refs, None, timeout, or_failed=len(open_refs) > 1):
         raise _timed_out([ref for ref in open_refs if not ref._kind], timeout)
     _raise_failed(open_refs)
 
@@ -170,7 +169,7 @@ def wait(
     open_refs = [ref for ref in refs if not ref._kind]
     wanted = num_returns - (len(refs) - len(open_refs))
     if wanted > 0:
-        open_refs[0]._client.wait(open_refs, wanted, timeout)
+        several.wait(open_refs, wanted, timeout)
     ready = [ref for ref in refs if ref._kind][:num_returns]
     taken = set(ready)
     return ready, [ref for ref in refs if ref not in taken]

@@ -26,10 +26,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jupyter_tasks import exceptions
-from jupyter_tasks.refs import THREAD_PREFIX, CodeNote, Dependency, ObjectRef, current_group
+from jupyter_tasks.refs import THREAD_PREFIX, CodeNote, Dependency, ObjectRef, arriving, current_group, process
 from jupyter_tasks.show import show_bytes
 from jupyter_tasks.streams import EndWaiter, GeneratorNote, ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
@@ -52,7 +52,9 @@ from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, re
 if TYPE_CHECKING:
     from jupyter_tasks.threads import ThreadHost
 
-__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "read_welcome"]
+__all__ = ["START_LIMIT", "Client", "Listener", "PackedCall", "connect", "forget_all", "read_welcome"]
+
+T = TypeVar("T")
 
 RECEIVE = 1 << 16  # bytes asked for at once; with 1 << 18 a call costs 18 us more (a fresh buffer each)
 START_LIMIT = 30.0  # seconds; it takes 0.05, but a network file system on a busy node may take ten
@@ -60,6 +62,7 @@ READER_NAP = 0.05  # seconds: how late dropped refs are told, and so their value
 BURST_BYTES = 1 << 18  # of tasks that go in one write: what a socket's buffer takes at once, about
 MOST_DEPENDENCIES = 5000  # their ids must fit into one message to a worker, with room to spare
 MOST_POLL = 1e6  # seconds; poll takes milliseconds in an int
+LEAST_WITH_REF = 40  # bytes of a value; the names that a ref has in a pickle are 26
 STALE_LEADER = 2.0  # seconds that bytes lie unread after which the lock counts as left behind by an interrupt
 
 # kind, flags, task id, body: what a task wrote, showed or did. Called in the event thread.
@@ -69,6 +72,7 @@ PackedCall = tuple[shared.Payload, dict[str, Any] | None]  # arguments, and opti
 
 _CLOSE = -1  # for the event thread: close this descriptor
 _FOR_THREADS = frozenset({Kind.TASK, Kind.CALL, Kind.CANCEL, Kind.EXIT})
+_open: set[Client] = set()  # the clients of this process that are not closed
 _SIMPLE = frozenset({int, float, bool, str, bytes, type(None)})
 
 
@@ -123,9 +127,9 @@ class _All(_Goal):
 
     __slots__ = ("_client", "_failures")
 
-    def __init__(self, client: Client, refs: Sequence[Any]) -> None:
+    def __init__(self, client: Any, refs: Sequence[Any]) -> None:
         super().__init__(refs)
-        self._client = client
+        self._client = client  # or what has the `failures` of several
         self._failures = -1
 
     def is_reached(self) -> bool:
@@ -163,7 +167,6 @@ class Client:
         self.namespace: dict[str, Any] | None = None  # the notebook's, for functions that come back
         self.listener: Listener | None = None
         self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
-        self.on_wait: Callable[[], contextlib.AbstractContextManager[None]] | None = None  # around each real wait
         self.parent: Callable[[], int] | None = None  # id of the task that submits, 0 for none
         self.closed = False
         self.failures = 0  # grows with each ref that fails; whoever waits for many looks at them when it has grown
@@ -204,6 +207,7 @@ class Client:
             self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
         self._reader = threading.Thread(target=self._read_on, name=f"{THREAD_PREFIX}reader", daemon=True)
         self._reader.start()
+        _open.add(self)
 
     # -- submitting -------------------------------------------------------------------------------------------
 
@@ -551,19 +555,43 @@ class Client:
     def _as_dependency(self, arg: Any, deps: list[int]) -> Any:
         if type(arg) is not ObjectRef:
             return arg
-        self.leaves(arg)
-        deps.append(arg.id)
-        return Dependency(arg.id)
+        id = self.adopted(arg).id
+        deps.append(id)
+        return Dependency(id)
+
+    def adopted(self, ref: ObjectRef, *, only_wait: bool = False) -> ObjectRef:
+        """What a task of this session depends on when it is given this ref: that, or what stands for one of another
+        session here. It lives as long as the ref.
+
+        Args:
+            only_wait: the value is not needed, only that it is there.
+
+        Raises:
+            ObjectLostError: its session has ended.
+            UnserializableError: its value is there, and cannot be sent; or has refs in it.
+        """
+        if ref._client is self:
+            self.leaves(ref)
+            return ref
+        from jupyter_tasks.several import adopted
+
+        return adopted(ref, self, only_wait=only_wait)
 
     def leaves(self, ref: ObjectRef) -> None:
         """This ref is about to be sent: whoever gets it must find its value.
 
         Raises:
-            ObjectLostError: it belongs to another session.
-            UnserializableError: its value is in this process alone, and cannot be sent.
+            ObjectLostError: it belongs to a session that has ended.
+            UnserializableError: it belongs to another session; or its value is in this process alone, and cannot be
+                sent.
         """
         if ref._client is not self:
-            # Each session counts its objects anew: a ref of an earlier one would silently name somebody else's value.
+            # Each session counts its objects anew: a ref of another one would silently name somebody else's value.
+            if not ref._client.closed:
+                raise exceptions.UnserializableError(
+                    f"{ref!r} belongs to another session, so it cannot be inside of a value that goes to this one. "
+                    "Make it an argument by itself, or send its value: jt.get(ref)."
+                )
             raise exceptions.ObjectLostError(
                 f"{ref!r} belongs to a session that has ended, and its value with it. Run its task again."
             )
@@ -572,17 +600,20 @@ class Client:
 
     def put(self, value: Any, *, root: str = "value") -> ObjectRef:
         """Stores a value at the supervisor; returns its ref. `root` names the value in errors."""
+        ref = ObjectRef(self, next(self._ids), "put")
+        self.put_as(ref, value, root=root)
+        ref._body = None
+        ref._kind = Kind.RESULT
+        return ref
+
+    def put_as(self, ref: ObjectRef, value: Any, *, root: str = "value") -> None:
+        """Stores what this ref stands for."""
         pins: list[int] = []
         data, buffers = serialize.dumps(value, root=root, reducers=_note_refs(self, pins))
         payload = shared.pack(data, buffers)
-        id = next(self._ids)
-        ref = ObjectRef(self, id, "put")
-        ref._body = None
-        ref._kind = Kind.RESULT
-        self.send_payload(Kind.PUT, id, payload.head, payload)
+        self.send_payload(Kind.PUT, ref.id, payload.head, payload)
         if pins:
-            self.contains(id, pins)
-        return ref
+            self.contains(ref.id, pins)
 
     def contains(self, id: int, inside: Iterable[int]) -> None:
         """What these refs stand for must live as long as the object `id`, whose value has them in it."""
@@ -622,6 +653,12 @@ class Client:
 
     def hold(self, id: int, *, actor: int = 0) -> ObjectRef:
         """A ref that has arrived inside a value; of a call of `actor`, or of that itself."""
+        if self.closed:
+            lost = ObjectRef(self, id)
+            if actor:
+                lost._actor = actor
+            self._say_lost([lost])
+            return lost
         with self._hold_lock:
             ref = self._pending.get(id) or self._actors.get(id)
             if ref is not None:
@@ -662,9 +699,9 @@ class Client:
         if goal.is_reached():
             return True
         end = None if timeout is None else time.monotonic() + timeout
-        if self.on_wait is None:
+        if process.on_wait is None:
             return self._wait(goal, end)
-        with self.on_wait():
+        with process.on_wait():
             return self._wait(goal, end)
 
     def _wait(self, goal: _Goal, end: float | None) -> bool:
@@ -872,18 +909,28 @@ class Client:
         Args:
             originals: objects of ours that the value names by their places (see wire.identity).
         """
-        if ref._kind != Kind.RESULT:
-            raise self._error(ref._kind, ref._body or b"", ref)
-        if ref._body is None:
-            if hasattr(ref, "_local"):  # of a thread task: the object itself
+        body = ref._body
+        if ref._kind == Kind.RESULT and body is not None and len(body) < LEAST_WITH_REF:
+            data, buffers = shared.unpack(body, None, writable=True)
+            return serialize.loads(data, buffers, namespace=self.namespace, originals=originals)
+        outer = arriving.client
+        try:
+            arriving.client = self
+            if ref._kind != Kind.RESULT:
+                raise self._error(ref._kind, ref._body or b"", ref)
+            if ref._body is None and hasattr(ref, "_local"):  # of a thread task: the object itself
                 return ref._local
-            data, buffers = self._fetch(ref)
-        else:
-            data, buffers = shared.unpack(ref._body, None, writable=True)
-        return serialize.loads(data, buffers, namespace=self.namespace, originals=originals)
+            data, buffers = self.with_bytes(ref, _unpacked)
+            return serialize.loads(data, buffers, namespace=self.namespace, originals=originals)
+        finally:
+            arriving.client = outer
 
-    def _fetch(self, ref: ObjectRef) -> tuple[Any, list[memoryview]]:
-        """Brings the bytes of a big value and maps them. Blocks."""
+    def with_bytes(self, ref: ObjectRef, use: Callable[[bytes, int | None], T]) -> T:
+        """Returns `use(body, descriptor)` of a final value as it travels; the descriptor is open meanwhile."""
+        return use(ref._body, None) if ref._body is not None else self._fetch(ref, use)
+
+    def _fetch(self, ref: ObjectRef, use: Callable[[bytes, int | None], T]) -> T:
+        """The same for a big value, whose bytes are brought first. Blocks."""
         self._need_events()
         slot = _Slot()
         serial = next(self._request_ids)
@@ -893,7 +940,7 @@ class Client:
             self.wait([slot])
             if slot._kind != Kind.RESULT:
                 raise self._error(slot._kind or Kind.FAILURE, slot._body or self._lost_record(), ref)
-            return shared.unpack(slot._body or b"", slot._fd, writable=True)
+            return use(slot._body or b"", slot._fd)
         finally:
             # An interrupt may be why we are here: the answer may have come, or be on its way, or half taken in. So
             # one thread, which no interrupt reaches, closes every descriptor.
@@ -946,13 +993,13 @@ class Client:
         """The ref with this id, if it is not final yet."""
         return self._pending.get(id)
 
-    def say(self, data: bytes) -> None:
-        """Sends a frame.
+    def say(self, data: bytes, fds: Iterable[int] = ()) -> None:
+        """Sends a frame, and these descriptors with it, which stay the caller's.
 
         Raises:
             ObjectLostError: the supervisor has gone.
         """
-        self._send(data)
+        self._send(data, fds)
 
     # -- sending ----------------------------------------------------------------------------------------------
 
@@ -1248,6 +1295,7 @@ class Client:
     def forget(self) -> None:
         """Closes the descriptors and nothing else: also what a forked child does with its parent's client."""
         self.closed = self._closing = True
+        _open.discard(self)
         record = to_json({"type": "gone", "why": "it belongs to the process that this one was forked from"})
         for ref in list(self._pending.values()):
             # Only in a forked child are any left. Nobody waits for them here: its other threads did not come along.
@@ -1255,6 +1303,13 @@ class Client:
         if self._epoll is not None:
             self._epoll.close()
         self._sock.close()
+
+
+def forget_all() -> None:
+    """In a forked child: none of the connections is its own."""
+    for client in list(_open):
+        with contextlib.suppress(Exception):
+            client.forget()
 
 
 def connect(path: str, key: str, worker: int = 0) -> Client:
@@ -1318,6 +1373,10 @@ def _note_refs(client: Client, pins: list[int]) -> Callable[[object], Any]:
         return NotImplemented
 
     return reduce
+
+
+def _unpacked(body: bytes, fd: int | None) -> tuple[bytes | memoryview, list[memoryview]]:
+    return shared.unpack(body, fd, writable=True)
 
 
 def _end_of(ref: Any) -> Any:
@@ -1396,6 +1455,13 @@ def failure_error(record: dict[str, Any]) -> exceptions.JupyterTasksError:
     if kind == "lost":
         return exceptions.ObjectLostError(
             f"Object {record.get('object_id')} is gone: every ref to it was dropped before it was used."
+        )
+    if kind == "unsendable":
+        return exceptions.UnserializableError(record["message"])
+    if kind == "unkept":
+        return exceptions.ObjectLostError(
+            f"The process that was to bring the value of {record['name']} from another session has ended before it was "
+            "there. Get it there, and run the task again with it."
         )
     if record.get("shutdown"):
         return exceptions.ObjectLostError("The session was shut down; call the function again to start a new one.")

@@ -72,7 +72,7 @@ class _Call(RefFuture):
                     "The task that made this call has ended before the call was sent; leave a `with`, or wait for it."
                 )
             code, first = self._way
-            fn = code._register(self._client)[1]
+            fn = code._register(self._client).fn
             named = functools.partial(_named, len(first))
             ref = self._client.submit(fn, first + self._args, self._kwargs, code._name, code._extra, 1, named)
             assert isinstance(ref, ObjectRef)

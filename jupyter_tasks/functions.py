@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from jupyter_tasks import launch, session
 from jupyter_tasks.refs import ObjectRef
@@ -49,6 +49,14 @@ _OF_ACTORS_ALONE = frozenset(
 _RAYS_NAMES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 
 
+class _Code(NamedTuple):
+    """A function's code at a supervisor."""
+
+    client: Client
+    fn: int  # what it is called there
+    captured: dict[int, ObjectRef]  # refs that the code reads, as they were when it was sent
+
+
 class RemoteFunction(Generic[T]):
     """A function that runs in a worker: call `.remote(...)`, get an ObjectRef at once. Made by `@remote`."""
 
@@ -73,8 +81,8 @@ class RemoteFunction(Generic[T]):
         _check_executor(self._options, self._name)
         self._signature = _signature(function)
         self._lock = threading.Lock()
-        self._known: tuple[Client, int] | None = None  # for this client, the code has this id
-        self._captured: dict[int, ObjectRef] = {}  # refs that the code reads, as they were when it was sent
+        self._known: _Code | None = None  # in the session of this process
+        self._sent: dict[Client, _Code] = {}  # wherever else, and there
         self._extra: dict[str, Any] | None = None  # options each task carries, None for none
         if any(self._options.get(key) is not None for key in ("timeout", "memory")):
             self._extra = {"announce": True}
@@ -95,19 +103,28 @@ class RemoteFunction(Generic[T]):
         """
         self._check(args, kwargs)
         if self._thread:
-            return self._in_thread(args, kwargs)
-        known = self._known
-        client = known[0] if known is not None else session.current_client()
-        if known is None or client.closed:
-            client = session.current_client()
-            known = self._register(client)
-        extra = self._with_captured()
+            return self._in_thread(session.current_client(), args, kwargs)
+        code = self._known
+        if code is None or code.client.closed:
+            code = self._known = self._register(session.current_client())
+        return self._submit(code, args, kwargs)
+
+    def submit_to(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same in the session of this client, whichever that is."""
+        self._check(args, kwargs)
+        if self._thread:
+            return self._in_thread(client, args, kwargs)
+        return self._submit(self._register(client), args, kwargs)
+
+    def _submit(self, code: _Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        client, fn, _ = code
+        extra = self._with_captured(code)
         if self._generator == "streaming":
             return client.submit_stream(
-                known[1], args, kwargs, self._name, extra, self._named, backpressure=bool(self._backpressure)
+                fn, args, kwargs, self._name, extra, self._named, backpressure=bool(self._backpressure)
             )
         num_returns = self._num_returns
-        ref = client.submit(known[1], args, kwargs, self._name, extra, max(1, num_returns), self._named)
+        ref = client.submit(fn, args, kwargs, self._name, extra, max(1, num_returns), self._named)
         return None if num_returns == 0 else ref
 
     def map(self, iterable: Iterable[Any], /, *more: Iterable[Any], **common: Any) -> list[Any]:
@@ -146,9 +163,9 @@ class RemoteFunction(Generic[T]):
 
         if self._thread or self._generator == "streaming":
             return submit_each(self.remote, calls, common, self._name)
-        client, fn = self._register(session.current_client())
+        code = self._register(session.current_client())
         refs = submit_all(
-            *(client, fn, calls, common, self._name, self._with_captured(), max(1, self._num_returns)),
+            *(code.client, code.fn, calls, common, self._name, self._with_captured(code), max(1, self._num_returns)),
             named=self._named,
             check=self._check if check else None,
         )
@@ -161,13 +178,12 @@ class RemoteFunction(Generic[T]):
             except TypeError as error:
                 raise TypeError(f"{self._name}(): {error}") from None
 
-    def _with_captured(self) -> dict[str, Any] | None:
-        if not self._captured:
+    def _with_captured(self, code: _Code) -> dict[str, Any] | None:
+        if not code.captured:
             return self._extra
-        return {**(self._extra or {}), "pins": list(self._captured)}
+        return {**(self._extra or {}), "pins": list(code.captured)}
 
-    def _in_thread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        client = session.current_client()
+    def _in_thread(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_demand(self._options, client.settings["total"], self._name)
         options = {"cpus": 0, **self._code_options()}
         retry = _retry_types(self._options)
@@ -192,11 +208,12 @@ class RemoteFunction(Generic[T]):
         """The same function with other options; see `remote` for their meaning."""
         return RemoteFunction(self._function, {**self._options, **options})
 
-    def _register(self, client: Client) -> tuple[Client, int]:
+    def _register(self, client: Client) -> _Code:
         """Sends the code, once for each supervisor. What it needs of its module is taken along as it is now."""
         with self._lock:
-            if self._known is not None and self._known[0] is client:
-                return self._known
+            if client in self._sent:
+                return self._sent[client]
+            self._sent = {each: code for each, code in self._sent.items() if not each.closed}
             check_demand(self._options, client.settings["total"], self._name)
             extras: dict[str, Any] = {"sources": _sources(self._function)}
             if retry := _retry_types(self._options):
@@ -221,9 +238,8 @@ class RemoteFunction(Generic[T]):
             else:  # it could be sent, and is not: a debugger wants the function itself
                 fn = held.client.learn(self._function, options, extras)
             # As long as this object can make tasks; and each task pins them, since a worker may learn the code late.
-            self._captured = captured
-            self._known = (client, fn)
-            return self._known
+            code = self._sent[client] = _Code(client, fn, captured)
+            return code
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(

@@ -168,11 +168,13 @@ class TaskGroup:
         return self._left
 
     def id_for(self, client: Client) -> int:
-        """The id, for a task that this client submits.
+        """The id, for a task that this client submits; 0 for one of another session, which cannot be a member.
 
         Raises:
             RuntimeError: the group is over, or belongs to a session that has ended.
         """
+        if self._ref is not None and self._ref._client is not client and not self._ref._client.closed:
+            return 0
         if self._ref is None or self._ref._client is not client:
             raise RuntimeError(f"TaskGroup {self.name!r} belongs to a session that has ended; leave its block first.")
         if self._left or (self._ref._kind and self._record()["state"] != "cancelled"):

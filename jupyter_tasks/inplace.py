@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeGuard
 
+from jupyter_tasks import several
 from jupyter_tasks.client import Client, PackedCall
 from jupyter_tasks.engine.cancel import Cancel
 from jupyter_tasks.engine.groups import MOST_FAILED, Group
@@ -344,7 +345,6 @@ class InPlaceClient(Client):
         self.namespace = None
         self.listener = None
         self.on_lost = None
-        self.on_wait = None
         self.parent = None
         self.closed = False
         self.failures = 0
@@ -472,8 +472,7 @@ class InPlaceClient(Client):
         num_returns = max(1, function.options.get("num_returns", 1))
         made: list[_Outcome] | None = [] if function.options.get("generator") == "streaming" else None
         deps = [arg for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
-        for ref in deps:
-            self.leaves(ref)
+        deps = [self.adopted(ref) for ref in deps]
         fn: int = next(self._function_ids)
         task = _Task(self, self.new_ids(num_returns), label, "function", fn)
         task.group = self._groups.get((self.belonging({}) or {}).get("group", 0))
@@ -493,8 +492,8 @@ class InPlaceClient(Client):
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (
-            tuple(self.value(arg) if type(arg) is ObjectRef else arg for arg in args),
-            {name: self.value(arg) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
+            tuple(arg._client.value(arg) if type(arg) is ObjectRef else arg for arg in args),
+            {name: arg._client.value(arg) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
         )
 
     def _generator_of(self, completed: ObjectRef, label: str, made: Sequence[_Outcome]) -> ObjectRefGenerator:
@@ -657,7 +656,7 @@ class InPlaceClient(Client):
     ) -> ObjectRef:
         """The same with the objects themselves."""
         __tracebackhide__ = True
-        deps = [arg for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+        deps = [self.adopted(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
         arguments = functools.partial(self._shared_arguments, args, kwargs)
         return self._construct(function, arguments, label, options, deps, shares=True)
 
@@ -739,7 +738,7 @@ class InPlaceClient(Client):
         held = self._actor_of(actor)
         needs: Iterable[ObjectRef]
         if held.shares:
-            needs = [arg for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+            needs = [self.adopted(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
             arguments = functools.partial(self._shared_arguments, args, kwargs)
         else:
             payload, whole = self._packed(args, kwargs, named, self.belonging({}))
@@ -810,7 +809,7 @@ class InPlaceClient(Client):
             task.state = "failed"
         return death
 
-    def say(self, data: bytes) -> None:
+    def say(self, data: bytes, fds: Iterable[int] = ()) -> None:
         """Of what is said to a supervisor there is one word left: an actor is to end."""
         _, kind, _, _, _, id = HEADER.unpack_from(data)
         assert kind == Kind.ACTOR_CLOSED
@@ -885,6 +884,22 @@ class InPlaceClient(Client):
         # A debugger that looks at what `get` has raised finds the place where the task's code has raised its own.
         error.__cause__ = outcome.error.with_traceback(outcome.trace)
         raise error.with_traceback(outcome.trace)
+
+    def adopted(self, ref: ObjectRef, *, only_wait: bool = False) -> ObjectRef:
+        """The same, after it has waited for the ref of another session: nothing else happens here meanwhile."""
+        client = ref._client
+        if client is self or client.closed:
+            self.leaves(ref)
+            return ref
+        known, key = several.elsewhere(ref), (self, only_wait)
+        if key not in known:
+            client.wait([ref])
+            there = ObjectRef(self, next(self._ids), ref.label)
+            is_value = ref._kind == Kind.RESULT
+            value = self._stored(client.value(ref), "value") if is_value else _Outcome(ref._kind, ref._body or b"")
+            self._settle(there, value)
+            known[key] = there
+        return known[key]
 
     def hold(self, id: int, *, actor: int = 0) -> ObjectRef:
         """The ref with this id, which has arrived inside a value."""

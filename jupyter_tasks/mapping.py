@@ -64,6 +64,7 @@ def submit_all(
                 group.make()
             returned += client.submit_calls(fn, burst, name, num_returns, group.id)
             burst.clear()
+            packing.held.clear()
     except BaseException as error:
         for payload, _ in burst:
             payload.close()
@@ -103,6 +104,7 @@ class _Packing:
         self._check = check
         self._fitting: set[int] = set()  # numbers of arguments that fit
         self._position = 0
+        self.held: list[Any] = []  # arguments of calls that are not submitted: refs that nobody else has must live on
 
     def fill(self, burst: list[PackedCall]) -> bool:
         """Adds the next calls. False if there are no more."""
@@ -120,6 +122,7 @@ class _Packing:
             except (JupyterTasksError, TypeError, ValueError) as error:
                 raise _of_item(error, self._position)  # noqa: B904  # it is the same one
             burst.append(packed)
+            self.held.append(args)
             self._position += 1
             size += packed[0].size
             if len(burst) >= BURST or size >= BURST_BYTES or time.monotonic() >= end:

@@ -7,8 +7,10 @@ from any thread. When the last one to a value is gone, the supervisor is told an
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +21,59 @@ if TYPE_CHECKING:
 
     from jupyter_tasks.client import Client
 
-__all__ = ["THREAD_PREFIX", "CodeNote", "Dependency", "ObjectRef", "RefNote", "current_group", "set_client_source"]
+__all__ = [
+    "THREAD_PREFIX",
+    "CodeNote",
+    "Dependency",
+    "ObjectRef",
+    "RefNote",
+    "arriving",
+    "current_group",
+    "process",
+    "set_client_source",
+]
 
 THREAD_PREFIX = "jupyter-tasks-"  # names of a client's threads: they belong to the process, not to a task
 
 # The group whose block this code is in: what is submitted here belongs to it.
 current_group: ContextVar[Any] = ContextVar("jupyter_tasks_group", default=None)
 
+
+class _Process:
+    """What all clients of this process share."""
+
+    # Around each real wait, whichever clients' refs are awaited: the slot of the task that waits is free meanwhile.
+    on_wait: Callable[[], AbstractContextManager[None]] | None = None
+
+
+process = _Process()
+
+
+class _Arriving(threading.local):
+    """Whose value this thread is unpickling; None: nobody's, or what this process's own session has sent."""
+
+    client: Client | None = None
+
+
+arriving = _Arriving()
+
 _client_source: Callable[[], Client] | None = None
 
 
 def set_client_source(source: Callable[[], Client]) -> None:
-    """Tells where a ref that arrives inside a value finds this process's client (set by the API module)."""
+    """Tells where a ref that arrives finds the client of this process's own session (set by the API module)."""
     global _client_source
     _client_source = source
 
 
 def _arrived(id: int, actor: int = 0) -> ObjectRef:
-    """A ref that was inside a value from another process; `actor`: that of a call."""
+    """A ref that was inside a value from another process: of the session that the value came from.
+
+    Args:
+        actor: of a call of this one; of an actor itself.
+    """
+    if arriving.client is not None:
+        return arriving.client.hold(id, actor=actor)
     if _client_source is None:
         raise RuntimeError(
             "A reference arrived before jupyter_tasks was used here; import jupyter_tasks and call init."
@@ -89,6 +126,7 @@ class ObjectRef:
         "_body",
         "_callbacks",
         "_client",
+        "_elsewhere",
         "_kind",
         "_local",
         "_task",
@@ -98,6 +136,7 @@ class ObjectRef:
     )
 
     _actor: int  # of an actor's call: the actor; of an actor: itself
+    _elsewhere: dict[tuple[Client, bool], ObjectRef]  # what stands for it in other sessions, whose tasks need it
     _task: int  # of an item
     _local: Any  # of a thread task, in its process: the value itself
 

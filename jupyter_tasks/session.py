@@ -160,10 +160,14 @@ def _after_fork() -> None:
     """A forked child has the parent's supervisor no more: it starts one of its own when it needs one."""
     global _session, _lock
     _lock = threading.RLock()
-    for client in (_session.client if _session is not None else None, context.forget_client()):
-        if client is not None:
-            with contextlib.suppress(Exception):
-                client.forget()
+    if _session is not None:
+        with contextlib.suppress(Exception):
+            _session.client.forget()
+    context.forget_client()
+    if "jupyter_tasks.client" in sys.modules:
+        from jupyter_tasks.client import forget_all
+
+        forget_all()
     if isinstance(_session, launch.Session):
         _session = None
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from jupyter_tasks.refs import ObjectRef
+from jupyter_tasks.refs import ObjectRef, process
 from jupyter_tasks.wire.frames import Kind
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class ObjectRefGenerator:
             if not client.when_final(self, tell):
                 self._arrived = self._made
                 continue
-            long = not self._kind and client.on_wait is not None  # otherwise only its ref is being made
-            with client.on_wait() if long and client.on_wait is not None else contextlib.nullcontext():
+            around = process.on_wait if not self._kind else None  # otherwise only its ref is being made
+            with around() if around is not None else contextlib.nullcontext():
                 await arrived.wait()
         return ref
 

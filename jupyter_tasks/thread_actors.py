@@ -26,7 +26,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_tasks.exceptions import ObjectLostError
-from jupyter_tasks.refs import Dependency, current_group
+from jupyter_tasks.refs import Dependency, arriving, current_group
 from jupyter_tasks.threads import Sender
 from jupyter_tasks.wire.frames import DURATION_SHIFT, HEADER, Flag, Kind, frame, to_json
 from jupyter_tasks.worker import actors, context, execution, items
@@ -56,6 +56,7 @@ class OwnCall(actors.ActorCall):
         retry: Any,
     ) -> None:
         super().__init__(host, id, 0, head, None, {})
+        self.threads = host.threads
         self.options = dict(options)
         self.context = _context()  # so that what it prints appears in the cell that has called it
         self.wanted: set[int] = set()  # of its refs those whose bytes are needed elsewhere
@@ -68,7 +69,7 @@ class OwnCall(actors.ActorCall):
         return max(1, self.option("num_returns") or 1)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        args, kwargs = self.host.threads.resolved(self._args, self._kwargs)
+        args, kwargs = self.threads.resolved(self._args, self._kwargs)
         return args, kwargs, self._retry if self._retry is not None else self.host.retries.get(self.of["name"], False)
 
     def sender(self) -> Sender:
@@ -77,7 +78,7 @@ class OwnCall(actors.ActorCall):
 
     def failed(self, error: BaseException, *, retryable: bool) -> None:
         """It has raised this."""
-        self.host.threads.keep(self.task_id, error)
+        self.threads.keep(self.task_id, error)
         if retryable:
             self.options["attempt"] = self.options.get("attempt", 0) + 1
 
@@ -85,7 +86,7 @@ class OwnCall(actors.ActorCall):
         """The frames that tell its values, its own last, and their descriptors."""
         ends, fds = [], []
         for i in reversed(range(len(values))):
-            payload = self.host.threads.packed_return(self.task_id + i, self, values[i])
+            payload = self.threads.packed_return(self.task_id + i, self, values[i])
             head, fd = (b"", None) if payload is None else (payload.head, payload.fd)
             ends.append(_result(self.task_id, i, head, fd, flags=Flag.BIG))
             fds += [] if fd is None else [fd]
@@ -99,8 +100,16 @@ class ForeignCall(actors.ActorCall):
 
     def __init__(self, host: ThreadActor, id: int, flags: int, body: bytes, fd: int | None) -> None:
         super().__init__(host, id, flags, body, fd, {})
+        self.threads = host.threads
         self.context = host.context
         self.namespace = host.client.namespace
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        outer, arriving.client = arriving.client, self.host.client  # refs inside of them are that session's
+        try:
+            return super().arguments()
+        finally:
+            arriving.client = outer
 
     def _resolve(self, arg: Any) -> Any:
         """A value is there as long as the call that needs it."""
@@ -123,7 +132,7 @@ class ForeignCall(actors.ActorCall):
         ends, fds = [], []
         try:
             for i in reversed(range(len(values))):
-                payload = self.host.threads.packed(self.task_id + i, values[i], "result")
+                payload = self.threads.packed(self.task_id + i, values[i], "result")
                 ends.append(_result(self.task_id, i, payload.head, payload.fd))
                 fds += [] if payload.fd is None else [payload.fd]
         except BaseException:
@@ -141,6 +150,7 @@ class _Making(actors.ActorCall):
     def __init__(self, host: ThreadActor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Not ActorCall's own: that reads a frame.
         self.host = host
+        self.threads = host.threads
         self.task_id = host.id
         self.options = {}
         self.of = {"name": "__init__", "options": {}}
@@ -379,7 +389,7 @@ class ThreadActor(actors.Host):
             with contextlib.suppress(ObjectLostError):
                 for end in ends:
                     count = HEADER.unpack_from(end)[3]
-                    self._client._send(end, rest[:count])
+                    self._client.say(end, rest[:count])
                     del rest[:count]
         finally:
             _close_all(fds)

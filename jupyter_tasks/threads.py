@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks.exceptions import ObjectLostError, UnserializableError
-from jupyter_tasks.refs import THREAD_PREFIX, ObjectRef
+from jupyter_tasks.refs import THREAD_PREFIX, ObjectRef, process
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
 from jupyter_tasks.wire.frames import Flag, Kind, frame, to_json
@@ -52,8 +52,14 @@ class _Call:
     replaced: frozenset[int] = frozenset()
 
     def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
+        self,
+        threads: ThreadHost,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: dict[str, Any],
     ) -> None:
+        self.threads = threads
         self.function = function
         self.args = args
         self.kwargs = kwargs
@@ -144,8 +150,9 @@ class ThreadHost:
         self.actors: dict[int, ThreadActor] = {}  # by their ids; of those that have ended some
         # What the supervisor knows of their classes, and by which id.
         self._classes: weakref.WeakKeyDictionary[type, tuple[bytes, int]] = weakref.WeakKeyDictionary()
-        client.parent = functools.partial(_parent, client.parent)
-        client.on_wait = functools.partial(self._waiting, client.on_wait)
+        client.parent = functools.partial(self._parent, client.parent)
+        if getattr(process.on_wait, "func", None) is not _waiting:
+            process.on_wait = functools.partial(_waiting, process.on_wait)
 
     def submit(
         self,
@@ -164,8 +171,8 @@ class ThreadHost:
         """
         client = self._client
         num_returns = max(1, options.get("num_returns", 1))
-        call = _Call(function, args, kwargs, {**options, "retry_exceptions": retry_exceptions})
-        wire = client.belonging({**options, "threads": THREADS, **_deps_of(args, kwargs)})
+        call = _Call(self, function, args, kwargs, {**options, "retry_exceptions": retry_exceptions})
+        wire = client.belonging({**options, "threads": THREADS, **self._deps_of(args, kwargs)})
         call.task_id = client.new_ids(num_returns)
         self._calls[call.task_id] = call
         if options.get("generator") == "streaming":
@@ -176,6 +183,16 @@ class ThreadHost:
         submitted = client.submit_packed(Kind.TASK, 0, _NOTHING, label, wire, num_returns, call.task_id)
         client.when_final(submitted[0] if isinstance(submitted, list) else submitted, self._forget)
         return submitted
+
+    def _deps_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """As an option on the wire; none if there are none."""
+        deps = [self._id_of(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+        return {"deps": deps} if deps else {}
+
+    def _id_of(self, ref: ObjectRef) -> int:
+        """What the task waits for; the value it gets from the ref."""
+        client = self._client
+        return ref.id if ref._client is client else client.adopted(ref, only_wait=True).id
 
     def share(self, ref: ObjectRef) -> None:
         """The value of this ref, perhaps that of a thread task, is about to be needed in another process.
@@ -229,7 +246,7 @@ class ThreadHost:
             self._classes[cls] = text, fn
         id = client.new_ids(1)
         self.actors[id] = thread_actors.make(self, client, id, cls, record, retries, options, args, kwargs)
-        wire = client.belonging({**options, "threads": THREADS, **_deps_of(args, kwargs)})
+        wire = client.belonging({**options, "threads": THREADS, **self._deps_of(args, kwargs)})
         ref = client.submit_actor(id, fn, _NOTHING, label, wire)
         client.when_final(ref, self._actor_over)
         return ref
@@ -254,7 +271,7 @@ class ThreadHost:
         client = self._client
         id = client.new_ids(num_returns)
         self._calls[id] = OwnCall(self.actors[actor], id, head, args, kwargs, options or {}, retry)
-        wire = client.belonging({**(options or {}), **_deps_of(args, kwargs)} or None)
+        wire = client.belonging({**(options or {}), **self._deps_of(args, kwargs)} or None)
         if streams:
             generator = client.new_stream(id, label, backpressure=backpressure)
             completed = generator.completed()
@@ -382,10 +399,9 @@ class ThreadHost:
 
     def resolved(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments with values in the place of refs, which are final."""
-        value = self._client.value
         return (
-            tuple(value(arg) if type(arg) is ObjectRef else arg for arg in args),
-            {name: value(arg) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
+            tuple(arg._client.value(arg) if type(arg) is ObjectRef else arg for arg in args),
+            {name: arg._client.value(arg) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
         )
 
     def _tell(self, call: _Call, values: list[Any], error: BaseException | None) -> None:
@@ -457,19 +473,27 @@ class ThreadHost:
         with contextlib.suppress(ObjectLostError):
             self._client.say(frame(kind, place or id, body, flags=flags, fn=id))
 
-    @contextlib.contextmanager
-    def _waiting(self, before: Callable[[], contextlib.AbstractContextManager[None]] | None) -> Iterator[None]:
-        """Around a wait for other tasks: meanwhile this task's slot is free."""
+    def _parent(self, before: Callable[[], int] | None) -> int:
+        """Which task of this session submits here."""
         call = context.thread_call.get()
-        if call is None or call.thread != threading.get_ident():
-            with before() if before is not None else contextlib.nullcontext():
-                yield
-            return
-        self.say(Kind.BLOCKED, call.task_id)
-        try:
+        if call is not None and call.threads is not None:
+            return int(call.task_id) if call.threads is self else 0
+        return before() if before is not None else 0
+
+
+@contextlib.contextmanager
+def _waiting(before: Callable[[], contextlib.AbstractContextManager[None]] | None) -> Iterator[None]:
+    """Around a wait for other tasks: meanwhile the slot of the thread task that waits is free."""
+    call = context.thread_call.get()
+    if call is None or call.thread != threading.get_ident():
+        with before() if before is not None else contextlib.nullcontext():
             yield
-        finally:
-            self.say(Kind.UNBLOCKED, call.task_id)
+        return
+    call.threads.say(Kind.BLOCKED, call.task_id)
+    try:
+        yield
+    finally:
+        call.threads.say(Kind.UNBLOCKED, call.task_id)
 
 
 class Sender:
@@ -504,12 +528,6 @@ class Sender:
         self._taken = self.client.request("room", timeout=None, task=self._call.task_id, made=self.made)
 
 
-def _deps_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """As an option on the wire; none if there are none."""
-    deps = [arg.id for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
-    return {"deps": deps} if deps else {}
-
-
 _NOTHING = shared.Payload(b"", None, 0)  # a thread task's arguments stay where they are
 
 
@@ -525,10 +543,3 @@ class _Unsendable:
 
 def _refuse(why: str) -> Any:
     raise UnserializableError(f"The result of a thread task stays in the process that made it: {why}")
-
-
-def _parent(before: Callable[[], int] | None) -> int:
-    call = context.thread_call.get()
-    if call is not None:
-        return int(call.task_id)
-    return before() if before is not None else 0

@@ -15,7 +15,9 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jupyter_tasks import several
 from jupyter_tasks.exceptions import GetTimeoutError
+from jupyter_tasks.refs import process
 from jupyter_tasks.wire.frames import Kind
 
 if TYPE_CHECKING:
@@ -67,8 +69,7 @@ class AsCompleted(Iterator["ObjectRef"], AsyncIterator["ObjectRef"]):
         self._bell = _Bell()
         self._timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
-        # Only one session is open at a time, so only its refs are.
-        self._client: Client | None = next((ref._client for ref in refs if not ref._kind), None)
+        self._clients: list[Client] = list(dict.fromkeys(ref._client for ref in refs if not ref._kind))
         this = weakref.ref(self)
         for i, ref in enumerate(refs):
             if not ref._kind:
@@ -88,11 +89,17 @@ class AsCompleted(Iterator["ObjectRef"], AsyncIterator["ObjectRef"]):
             ref = self._take()
             if ref is not None:
                 return ref
-            if self._must_wait():
-                assert self._client is not None
-                if not self._client.wait([self._bell], timeout=self._rest()):
-                    raise self._timed_out()
+            if self._must_wait() and not self._wait():
+                raise self._timed_out()
         raise StopIteration
+
+    def _wait(self) -> bool:
+        """For the bell. False: the time is over."""
+        bell, clients = self._bell, self._clients
+        if len(clients) == 1:
+            return clients[0].wait([bell], timeout=self._rest())
+        with process.on_wait() if process.on_wait is not None else contextlib.nullcontext():
+            return several.sleep(clients, [bell], lambda: bell._kind != 0, self._end)
 
     async def __anext__(self) -> ObjectRef:
         while self._left:
@@ -102,18 +109,16 @@ class AsCompleted(Iterator["ObjectRef"], AsyncIterator["ObjectRef"]):
             if self._must_wait():
                 import asyncio
 
-                assert self._client is not None
                 try:
-                    await asyncio.wait_for(until_final(self._client, self._bell), self._rest())
+                    await asyncio.wait_for(until_final(self._clients[0], self._bell), self._rest())
                 except asyncio.TimeoutError:
                     if not self._bell._kind:
                         raise self._timed_out() from None
         raise StopAsyncIteration
 
     def _arrives(self, index: int) -> None:
-        assert self._client is not None
         self._arrived.append(index)
-        self._client._final(self._bell, Kind.RESULT)  # afterwards: who hears it finds the ref
+        self._clients[0]._final(self._bell, Kind.RESULT)  # afterwards: who hears it finds the ref
 
     def _take(self) -> ObjectRef | None:
         """The next one that has arrived, if any."""
@@ -131,10 +136,12 @@ class AsCompleted(Iterator["ObjectRef"], AsyncIterator["ObjectRef"]):
 
     def _must_wait(self) -> bool:
         """Readies the bell. False if something has arrived meanwhile."""
-        assert self._client is not None
         self._bell._kind = 0
-        if self._client.closed:  # whoever noticed the end may not have told all yet
-            self._client._say_lost([ref for ref in self._refs if ref is not None and not ref._kind])
+        for client in [client for client in self._clients if client.closed]:
+            # Whoever noticed the end may not have told all yet.
+            client._say_lost([ref for ref in self._refs if ref is not None and not ref._kind and ref._client is client])
+            if len(self._clients) > 1:
+                self._clients.remove(client)
         return self._at == len(self._arrived)
 
     def _rest(self) -> float | None:
@@ -177,7 +184,7 @@ async def until_final(client: Client, ref: Any) -> None:
     client.add_waiter(ref, waiter)
     try:
         if not ref._kind:
-            with client.on_wait() if client.on_wait is not None else contextlib.nullcontext():
+            with process.on_wait() if process.on_wait is not None else contextlib.nullcontext():
                 await arrived.wait()
     finally:
         ref._waiters.remove(waiter)

@@ -30,22 +30,23 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor": {"backends", "engine", "wire"},
     "backends": {"engine", "wire"} | SYSTEM | {"supervisor.zygote"},
     "refs": {"client", "exceptions", "futures", "waiting", "wire"},  # client: as a type only; futures, waiting: lazily
-    "waiting": {"client", "exceptions", "refs", "wire"},  # client, refs: as types only
+    "waiting": {"client", "exceptions", "refs", "several", "wire"},  # client: as a type only
+    "several": {"client", "exceptions", "refs", "wire"},  # client: lazily
     "futures": {"exceptions", "refs", "wire.frames", "worker.context"},
     "streams": {"client", "refs", "wire"},  # client: as a type only
-    "client": {"exceptions", "refs", "show", "streams", "threads", "wire"},  # threads: lazily
+    "client": {"exceptions", "refs", "several", "show", "streams", "threads", "wire"},  # several, threads: lazily
     "threads": {"client", "exceptions", "refs", "streams", "thread_actors", "wire", "worker"},  # thread_actors: lazily
     "thread_actors": {"client", "exceptions", "refs", "threads", "wire", "worker"},  # client: as a type only
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "streams", "wire"} | SYSTEM,
-    "inplace": {"client", "engine", "exceptions", "refs", "streams", "wire", "worker"},
+    "inplace": {"client", "engine", "exceptions", "refs", "several", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
     "functions": {"actor", "client", "launch", "mapping", "ray_options", "refs", "session", "wire"},
     "mapping": {"client", "exceptions", "groups", "refs", "wire"},
     "groups": {"client", "exceptions", "refs", "session", "stopbutton", "wire", "worker.context"},
     "stopbutton": set(),
-    "api": {"actor", "exceptions", "functions", "refs", "session", "streams", "waiting", "wire"},
+    "api": {"actor", "exceptions", "functions", "refs", "session", "several", "streams", "waiting", "wire"},
     "executor": {"client", "exceptions", "functions", "futures", "refs", "session", "wire"}
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib

@@ -51,6 +51,7 @@ HOST_GONE = "the process that it was to run in has ended"  # of what runs in thr
 FALSE_STARTS = 3  # processes that may die before they begin its constructor; an honest guess
 PACKET_US = 1024  # as for tasks: a packet is about a millisecond of work
 PACKET_BYTES = 60_000
+MOST_AT_ONCE = 32  # calls in one message to an actor that runs them beside each other
 UNKNOWN_DURATION = 15  # log2 us: a method that never ended yet goes alone
 _ALL = 0  # the box of an actor whose calls have no order
 _NONE = b"\0\x80\x05N."  # the body of a RESULT that is None
@@ -248,11 +249,12 @@ class ActorRules:
             while len(lease.packets) < depth and (packet := self._next_packet(actor)):
                 self._give(lease, packet)
         else:
-            while not lease.packets or len(lease.packets[0]) < actor.concurrency:
-                heads = list(self._heads(actor))
-                if not heads:
-                    break
-                self._give(lease, [heads[0].popleft()])
+            room = actor.concurrency - (len(lease.packets[0]) if lease.packets else 0)
+            calls: list[Call] = []
+            while len(calls) < room and (heads := list(self._heads(actor))):
+                calls.append(heads[0].popleft())
+            for at in range(0, len(calls), MOST_AT_ONCE):
+                self._give(lease, calls[at : at + MOST_AT_ONCE])
         if not lease.packets and not actor.boxes and (actor.terminated or actor.holders <= 0):
             self._end_gracefully(actor, now)
 

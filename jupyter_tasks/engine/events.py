@@ -57,6 +57,7 @@ __all__ = [
     "ItemContains",
     "Kill",
     "Lease",
+    "Promise",
     "Put",
     "Recall",
     "Recalled",
@@ -153,6 +154,16 @@ class Entry:
         self.fds: tuple[int, ...] = ()  # its shared memory, owned by this entry
         self.dependents: list[Task] | None = None  # wait for it
         self.readers: list[Fetched] | None = None  # who asked for it, bytes included
+
+
+class Promise(Entry):
+    """A value that its owner will bring: it waits for it in another session. Tasks can be submitted that need it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, id: int, owner: int, name: str) -> None:
+        super().__init__(id, owner)
+        self.name = name  # of the task that makes it there
 
 
 class Task(Entry):
@@ -297,7 +308,7 @@ class Submitted(NamedTuple):
 
 
 class Put(NamedTuple):
-    """A client made an object."""
+    """A client made an object, or promises one; or it brings the outcome of one that it has promised."""
 
     entry: Entry
 

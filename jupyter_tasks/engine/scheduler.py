@@ -63,6 +63,7 @@ from jupyter_tasks.engine.events import (
     ItemContains,
     Kill,
     Lease,
+    Promise,
     Put,
     Recall,
     Recalled,
@@ -391,9 +392,21 @@ class Scheduler:
 
     def _put(self, event: Put, now: float) -> None:
         entry = event.entry
+        known = self.objects.get(entry.id)
+        if known is not None:
+            self._bring(known, entry, now)
+            return
         self.objects[entry.id] = entry
         if entry.owner > 1:
             self._owned.setdefault(entry.owner, set()).add(entry.id)
+
+    def _bring(self, promise: Entry, outcome: Entry, now: float) -> None:
+        """The first outcome of a promised object counts. Its owner, which has brought it, is not told."""
+        if isinstance(promise, Promise) and not promise.kind and outcome.kind:
+            promise.frame, promise.fds = outcome.frame, outcome.fds
+            self._outcome(promise, outcome.kind, {}, now)
+        elif outcome.fds:
+            self._out.append(Drop(outcome.fds))
 
     # -- dispatch ---------------------------------------------------------------------------------------------
 
@@ -1313,7 +1326,7 @@ class Scheduler:
         entry = self.objects.get(id)
         if isinstance(entry, Task):
             return entry
-        if entry is not None and entry.kind == 0:  # a further return value: its task is live, a few ids below
+        if type(entry) is Entry and entry.kind == 0:  # a further return value: its task is live, a few ids below
             while task is None:
                 id -= 1
                 task = self.live.get(id)
@@ -1695,6 +1708,9 @@ class Scheduler:
                 self._drop_holder(entry, now)
         for id in self._owned.pop(event.client, set()):
             entry = self.objects.get(id)
+            if isinstance(entry, Promise) and not entry.kind:
+                entry.frame = frame(Kind.FAILURE, id, to_json({"type": "unkept", "name": entry.name}))
+                self._outcome(entry, Kind.FAILURE, {}, now)
             if entry is not None:
                 self._drop_holder(entry, now)
         for task in self.live.values():

@@ -101,7 +101,10 @@ class ActorMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             code = compile(f"take({text}\n)", "<--args>", "eval")
         except SyntaxError:
             raise UsageError(f"%%actor: --args {text!r} is not what a call may have between its parentheses.") from None
-        found: tuple[tuple[Any, ...], dict[str, Any]] = eval(code, {**self.shell.user_ns, "take": take})
+        try:
+            found: tuple[tuple[Any, ...], dict[str, Any]] = eval(code, {**self.shell.user_ns, "take": take})
+        except Exception as error:
+            raise UsageError(f"%%actor: --args {text!r} raised {type(error).__name__}: {error}.") from error
         return found
 
 

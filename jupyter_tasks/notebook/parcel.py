@@ -215,20 +215,27 @@ class Packer:
         memo: dict[int, Any] | None,
     ) -> shared.Payload:
         """Source and names in one pickle, so that shared objects stay shared. Refs in `keep` stay refs."""
+        client = self._client
+        assert client is not None
         deps: list[int] = []
         pins: list[int] = []
         sent: dict[str, Any] = {}
         for name, value in taken.items():
             if isinstance(value, ObjectRef):
-                if value._client is not self._client or value._client.closed:
+                if value._client.closed:
                     value = self.value_of_old(name, value)
+                elif name not in keep:
+                    id = self._adopted(name, value).id
+                    deps.append(id)
+                    value = Dependency(id)
+                elif value._client is client:
+                    client.leaves(value)
+                    pins.append(value.id)
                 else:
-                    value._client.leaves(value)
-                    if name not in keep:
-                        deps.append(value.id)
-                        value = Dependency(value.id)
-                    else:
-                        pins.append(value.id)
+                    raise UsageError(
+                        f"%%remote: {name!r} is a reference of another session, which means nothing in this cell. "
+                        "Leave it out of --refs; jt.cancel and jt.wait work with it in the notebook."
+                    )
             sent[name] = value
         if deps:
             wire["deps"] = deps
@@ -238,7 +245,9 @@ class Packer:
         content["sources"] = {}  # last: filled while functions are pickled
 
         def pickled() -> Any:
-            reducers = _noting(pins, identity.Views(sent.values()), functools.partial(self._note_source, content))
+            reducers = _noting(
+                client, pins, identity.Views(sent.values()), functools.partial(self._note_source, content)
+            )
             return serialize.dumps(content, namespace=self._ip.user_ns, root=lambda: sent, reducers=reducers, memo=memo)
 
         try:
@@ -265,7 +274,9 @@ class Packer:
 
     def _goes(self, value: Any, name: str) -> bool:
         try:
-            serialize.dumps(value, namespace=self._ip.user_ns, root=name)
+            assert self._client is not None
+            reducers = _noting(self._client, [], identity.Views([]), lambda _: None)
+            serialize.dumps(value, namespace=self._ip.user_ns, root=name, reducers=reducers)
         except exceptions.UnserializableError as error:
             if name not in self._said | self._unasked:  # once is enough
                 self._said.add(name)
@@ -288,6 +299,16 @@ class Packer:
             file=sys.stderr,
         )
 
+    def _adopted(self, name: str, ref: ObjectRef) -> ObjectRef:
+        """What the cell depends on for this name."""
+        assert self._client is not None
+        try:
+            return self._client.adopted(ref)
+        except exceptions.UnserializableError as error:
+            if ref._client is self._client:
+                raise
+            raise UsageError(f"%%remote: {name!r} cannot be taken along: {error}") from None
+
     @staticmethod
     def value_of_old(name: str, ref: ObjectRef) -> Any:
         """A ref of a session that has ended: its value may be in the kernel still."""
@@ -309,10 +330,15 @@ def _blank_lines(cell: str) -> str:
     return "\n" * next((i for i, line in enumerate(cell.splitlines()) if line.strip()), 0)
 
 
-def _noting(pins: list[int], views: identity.Views, note_source: Callable[[types.FunctionType], None]) -> Any:
+def _noting(
+    client: Client, pins: list[int], views: identity.Views, note_source: Callable[[types.FunctionType], None]
+) -> Any:
     def reduce(value: object) -> Any:
         if type(value) is ObjectRef:
-            value._client.leaves(value)
+            try:
+                client.leaves(value)
+            except exceptions.ObjectLostError as error:
+                raise exceptions.UnserializableError(str(error)) from None
             pins.append(value.id)
             return NotImplemented
         if type(value) is types.FunctionType:

@@ -52,6 +52,7 @@ from jupyter_tasks.engine.events import (
     ItemContains,
     Kill,
     Lease,
+    Promise,
     Put,
     Recall,
     Released,
@@ -641,9 +642,12 @@ class Supervisor:
             if "class" in options:
                 self._classes[fn] = _Class(options["class"])
         elif kind == Kind.PUT:
+            if flags & Flag.LATER:
+                self._events.append(Put(Promise(id, client.id, body.decode())))
+                return
             entry = Entry(id, client.id)
-            entry.kind = Kind.RESULT
-            entry.frame = frame(Kind.RESULT, id, body, fds=len(fds))
+            entry.kind = fn or Kind.RESULT
+            entry.frame = frame(entry.kind, id, body, fds=len(fds))
             entry.fds = fds
             self._events.append(Put(entry))
         elif kind in _SAID_BY_HOSTS:
@@ -1003,7 +1007,8 @@ class Supervisor:
             entry = self._scheduler.objects.get(id)
             if entry is not None and not entry.kind:
                 source = self._scheduler.task_of(id)
-                found.append(source.spec.name if source is not None else show_id(id))
+                name = entry.name if isinstance(entry, Promise) else show_id(id)
+                found.append(source.spec.name if source is not None else name)
         return list(dict.fromkeys(found))
 
     def _slot_holders(self) -> Iterator[str]:

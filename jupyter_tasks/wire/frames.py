@@ -8,7 +8,7 @@ is a unix socket; big values travel beside a frame as file descriptors (`fds` in
     flags u8   bits of Flag, log2 of a duration in the upper four
     fds  u16   file descriptors that travel with this frame
     fn   u64   id of the function, 0 for a cell; client id << 32 | count. FETCH and its answer: a serial number.
-               YIELD: the item's place, from 0. TAKEN: a count
+               YIELD: the item's place, from 0. TAKEN: a count. PUT: the kind of the outcome, 0 for a value
     id   u64   id of the task or object; client id << 40 | count. Items of generators, which the supervisor
                counts, are beyond those of all clients
 
@@ -76,7 +76,7 @@ class Kind:
     RELEASE = 10     # C->S: these objects (body: array of u64) have one holder less
     HOLD = 11        # C->S: these objects have one holder more; with an `id`, for as long as that object lives
     FETCH = 12       # C->S: send me object `id` when it is there, with its bytes
-    PUT = 13         # C->S: object `id` has this value
+    PUT = 13         # C->S: object `id` has this value, or error; Flag.LATER: it will have one (body: a name)
     REQUEST = 14     # C->S: JSON question; `id` is echoed in the answer
     REPLY = 15       # S->C: JSON answer
     EVENT = 16       # S->C: task `id` changed (body: JSON), for those who watch it
@@ -109,6 +109,7 @@ class Flag:
     BIG = 1  # RESULT to a client: the value waits at the supervisor; FETCH brings it
     OPTIONS = 1  # TASK: the body begins with u32 length and JSON options
     STDERR = 1  # OUTPUT
+    LATER = 1  # PUT: another one brings the outcome
     ANNOUNCE = 2  # TASK: say STARTED
     ASKS = 1  # CANCEL
     LEAVES = 1  # EXIT: it is about to run its atexit functions

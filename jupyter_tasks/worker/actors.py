@@ -74,7 +74,8 @@ class ActorCall:
 
     replaced: frozenset[int] = frozenset()
     namespace: dict[str, Any] | None = None  # that functions among its arguments are bound to
-    thread = 0  # in the notebook's process: ident, while its waits free what the actor takes
+    threads: Any = None  # of an actor in threads: the threads.ThreadHost
+    thread = 0  # ... ident, while its waits free what the actor takes
 
     def __init__(self, host: Host, id: int, flags: int, body: bytes, fd: int | None, values: _Values) -> None:
         self.host = host
@@ -484,7 +485,7 @@ class Threaded(Host):
         ends[-1] = execution._with_flags(ends[-1], min(took, execution.MOST_DURATION) << DURATION_SHIFT)
         self._over(call)
         if not fds and sum(map(len, ends)) <= MESSAGE_LIMIT // 2:
-            self._say(b"".join(ends))
+            self.say_soon(b"".join(ends))
         else:
             with self.worker._send_lock:
                 self.worker._ends, kept = ends, self.worker._ends
@@ -499,6 +500,10 @@ class Threaded(Host):
         flags = Flag.STDERR if fd == 2 else 0
         for at in range(0, len(data), MOST_OUTPUT):
             self._say(frame(Kind.OUTPUT, id, data[at : at + MOST_OUTPUT], flags=flags))
+
+    def say_soon(self, data: bytes) -> None:
+        """The same, perhaps with what comes next."""
+        self._say(data)
 
     def _say(self, data: bytes) -> None:
         with self.worker._send_lock:
@@ -534,6 +539,7 @@ class Async(Threaded):
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._cancelled = asyncio.CancelledError
+        self._unsaid: list[bytes] = []  # ends
 
     def is_canceled(self, call: ActorCall) -> bool:
         """See ActorCall."""
@@ -564,6 +570,7 @@ class Async(Threaded):
             code = execution._exit_code(error)
             if code:
                 os._exit(code)
+        self._say_all()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self.leave()
 
@@ -607,6 +614,25 @@ class Async(Threaded):
             else:
                 ends, fds = self.failed(call, error, retry)
         self.told_end(call, ends, fds, began)
+
+    def say_soon(self, data: bytes) -> None:
+        """What ends in one turn of the loop is told in one message."""
+        if not self._unsaid:
+            self._loop.call_soon(self._say_all)
+        self._unsaid.append(data)
+
+    def _say_all(self) -> None:
+        unsaid, self._unsaid = self._unsaid, []
+        size = 0
+        message: list[bytes] = []
+        for data in unsaid:
+            if size + len(data) > MOST_OUTPUT and message:
+                self._say(b"".join(message))
+                message, size = [], 0
+            message.append(data)
+            size += len(data)
+        if message:
+            self._say(b"".join(message))
 
     def stop(self, call: ActorCall) -> None:
         """CancelledError at its await, once for each cancel. Reader."""

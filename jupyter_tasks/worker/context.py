@@ -63,6 +63,7 @@ def enter_worker(worker: _Worker) -> None:
     """This process is a worker from now on."""
     global _worker
     _worker = worker
+    refs.process.on_wait = worker.waiting
     refs.set_client_source(client_of_worker)
 
 
@@ -81,7 +82,6 @@ def client_of_worker() -> Client:
             worker = _worker
             assert worker is not None
             _client = connect(worker.config["socket"], worker.config["key"], worker.config["number"])
-            _client.on_wait = worker.waiting
             _client.parent = _submitter
         return _client
 
@@ -100,8 +100,7 @@ def has_client() -> bool:
     return _client is not None
 
 
-def forget_client() -> Client | None:
-    """In a forked child: the connection is the parent's. Returns it, for closing its descriptors."""
+def forget_client() -> None:
+    """In a forked child: the connection is the parent's."""
     global _client
-    client, _client = _client, None
-    return client
+    _client = None

@@ -606,7 +606,7 @@ class _Worker:
             for i in reversed(range(len(values))):
                 refs: list[ObjectRef] = []
                 data, buffers = serialize.dumps(
-                    values[i], root="result", to="the kernel", reducers=functools.partial(items.note_ref, refs)
+                    values[i], root="result", to="the kernel", reducers=functools.partial(items.note_ref, None, refs)
                 )
                 if refs:
                     # Through the client, which tells after this, and not before, that our own refs are gone.

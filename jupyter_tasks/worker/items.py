@@ -22,6 +22,7 @@ from jupyter_tasks.wire.frames import Kind, frame
 from jupyter_tasks.worker import context
 
 if TYPE_CHECKING:
+    from jupyter_tasks.client import Client
     from jupyter_tasks.worker.execution import _Worker
 
 __all__ = ["OWN_CODE", "Sender", "checked", "collect", "drive", "dynamic", "is_generator", "note_ref", "results"]
@@ -202,7 +203,7 @@ class Sender:
     def tell(self, item: Any) -> None:
         """The first half of it."""
         refs: list[ObjectRef] = []
-        note = functools.partial(note_ref, refs)
+        note = functools.partial(note_ref, None, refs)
         data, buffers = serialize.dumps(item, root=f"item {self._made}", to="the kernel", reducers=note)
         payload = shared.pack(data, buffers)
         guard = self._worker.guard
@@ -242,9 +243,16 @@ class Sender:
         self._made += 1
 
 
-def note_ref(refs: list[ObjectRef], value: object) -> Any:
-    """A hook for the pickler that notes the refs inside a value."""
+def note_ref(client: Client | None, refs: list[ObjectRef], value: object) -> Any:
+    """A hook for the pickler that notes the refs inside a value that this client's session keeps; default: a worker's.
+
+    Raises:
+        UnserializableError, ObjectLostError: one belongs to another session.
+    """
     if type(value) is ObjectRef:
+        client = client or context.client_of_worker()
+        if value._client is not client:
+            client.leaves(value)  # raises
         refs.append(value)
     return NotImplemented
 

@@ -74,6 +74,23 @@ def test_refs_among_the_items_are_awaited(tmp_path: Path) -> None:
     assert jt.get(second) == [0, 2, 4]
 
 
+def test_refs_that_only_the_iterable_had_live_until_their_call_is_submitted() -> None:
+    """A ref is taken, packed and forgotten; the supervisor hears of it before the burst is written."""
+
+    def items() -> Iterator[Any]:
+        ref = jt.put("value")
+        yield "first"  # zip keeps this one
+        yield ref
+        del ref
+        yield "next"
+        marker = jt.put("marker")
+        before = status()["objects"]
+        del marker
+        wait_until(lambda: status()["objects"] < before, "what was dropped until now is told")
+
+    assert jt.get(jt.remote(lambda x: x).map(items())) == ["first", "value", "next"]
+
+
 def test_common_arguments_are_sent_once() -> None:
     """A big one is one object at the supervisor for all calls; a ref is replaced by its value."""
     big = np.ones(200_000)

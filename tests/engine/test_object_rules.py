@@ -16,6 +16,8 @@ from jupyter_tasks.engine.events import (
     Fetched,
     Finished,
     Held,
+    Instruction,
+    Promise,
     Put,
     Released,
 )
@@ -394,3 +396,86 @@ def test_the_history_is_bounded() -> None:
     assert len(rig.scheduler.history) == HISTORY
     assert rig.scheduler.clear() == HISTORY
     assert rig.scheduler.objects == {}
+
+
+# -- promises -----------------------------------------------------------------------------------------------------------
+
+
+def promised(rig: Rig, *, owner: int = KERNEL, id: int = 900) -> Promise:
+    """An object whose value is still to come."""
+    promise = Promise(id, owner, "elsewhere")
+    rig.event(Put(promise))
+    return promise
+
+
+def bring(rig: Rig, id: int = 900, *, kind: int = Kind.RESULT, owner: int = KERNEL) -> list[Instruction]:
+    """Its owner brings the outcome; a value has shared memory."""
+    entry = Entry(id, owner)
+    entry.kind = kind
+    entry.frame = frame(kind, id, b"value" if kind == Kind.RESULT else b"boom")
+    entry.fds = (rig.fd(),) if kind == Kind.RESULT else ()
+    return rig.event(Put(entry))
+
+
+def test_a_task_waits_for_a_promised_value() -> None:
+    """It runs when the value was brought, which is then an object like any other. The owner is not told what it knows."""
+    rig = Rig()
+    promise = promised(rig)
+    task = rig.submit(deps=[promise.id])
+    assert rig.ran() == []
+    bring(rig)
+    (fd,) = promise.fds
+    assert rig.ran() == [[task.id]]
+    assert promise.id not in rig.outcomes()
+    rig.event(Released(KERNEL, [promise.id]))
+    assert promise.id in rig.scheduler.objects
+    rig.finish(task)
+    assert promise.id not in rig.scheduler.objects
+    assert rig.dropped() == [fd]
+
+
+def test_a_promise_that_fails_fails_what_waits() -> None:
+    rig = Rig()
+    promise = promised(rig)
+    task = rig.submit(deps=[promise.id])
+    bring(rig, kind=Kind.ERROR)
+    assert task.state is State.FAILED
+    assert rig.outcomes()[task.id] == [(Kind.ERROR, b"boom")]
+
+
+def test_a_promise_is_kept_once() -> None:
+    """Also when the promise itself comes late: the first outcome counts, and no descriptor is left open."""
+    rig = Rig()
+    promise = promised(rig)
+    bring(rig)
+    first = promise.fds
+    bring(rig)
+    promised(rig)
+    assert promise.fds == first
+    assert promise.kind == Kind.RESULT
+    assert len(rig.dropped()) == 1
+    assert rig.dropped() != list(first)
+
+
+def test_a_promise_ends_with_its_owner() -> None:
+    """Nobody can bring it any more: who waits fails; one that was kept before is a value like any other."""
+    rig = Rig()
+    promised(rig, owner=WORKER)
+    promised(rig, owner=WORKER, id=901)
+    bring(rig, 901, owner=WORKER)
+    task = rig.submit(deps=[900])
+    kept = rig.submit(deps=[901])
+    rig.event(ClientGone(WORKER))
+    assert task.state is State.FAILED
+    assert rig.failure(task)["type"] == "unkept"
+    assert [kept.id] in rig.ran()
+    assert 900 not in rig.scheduler.objects
+
+
+def test_a_promise_is_no_task() -> None:
+    """A cancel of it does nothing, and whoever looks for its task finds none."""
+    rig = Rig()
+    rig.submit(id=899)
+    promise = promised(rig)
+    assert rig.scheduler.task_of(promise.id) is None
+    assert rig.cancel(promise.id) == []
