@@ -40,10 +40,20 @@ if TYPE_CHECKING:
 __all__ = ["ForeignCall", "LoopActor", "OwnCall", "ThreadActor", "make"]
 
 
-class OwnCall(actors.ActorCall):
-    """A call from this process; all its attempts."""
+class _InThread(actors.ActorCall):
+    """What both kinds of calls have."""
 
     host: ThreadActor
+
+    def is_canceled(self) -> bool:
+        """As in an actor that has a process."""
+        if isinstance(self.host, LoopActor):
+            raise RuntimeError(actors.NO_FLAG)
+        return self.asked
+
+
+class OwnCall(_InThread):
+    """A call from this process; all its attempts."""
 
     def __init__(
         self,
@@ -93,10 +103,8 @@ class OwnCall(actors.ActorCall):
         return ends, fds
 
 
-class ForeignCall(actors.ActorCall):
+class ForeignCall(_InThread):
     """A call from another process; one attempt."""
-
-    host: ThreadActor
 
     def __init__(self, host: ThreadActor, id: int, flags: int, body: bytes, fd: int | None) -> None:
         super().__init__(host, id, flags, body, fd, {})
@@ -279,9 +287,6 @@ class ThreadActor(actors.Host):
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
-    def is_canceled(self, call: actors.ActorCall) -> bool:
-        return call.asked
-
     def sender(self, call: actors.ActorCall) -> items.Sender:
         assert isinstance(call, _Call)
         return cast("items.Sender", call.sender())  # of the same shape
@@ -455,9 +460,6 @@ class LoopActor(ThreadActor):
         self._loop = asyncio.new_event_loop()
         self._cancelled = asyncio.CancelledError
         super().begin()
-
-    def is_canceled(self, call: actors.ActorCall) -> bool:
-        raise RuntimeError(actors.NO_FLAG)
 
     def _live(self) -> None:
         import asyncio

@@ -105,17 +105,13 @@ class ActorCall:
         return self.host.worker.config
 
     @property
-    def guard(self) -> ActorCall:
+    def guard(self) -> Any:
         """Who knows whether it is to stop."""
         return self
 
     def is_canceled(self) -> bool:
-        """It was asked to stop.
-
-        Raises:
-            RuntimeError: it is a coroutine's: that gets a CancelledError.
-        """
-        return self.host.is_canceled(self)
+        """It was asked to stop."""
+        return self.asked
 
     def option(self, name: str) -> Any:
         """Of this call, or else of its method."""
@@ -160,6 +156,23 @@ class ActorCall:
             if fd is not None:
                 os.close(fd)
         self._fd, self._values = None, {}
+
+
+class CallInOrder(ActorCall):
+    """One that runs alone: the shared page says whether it is to stop."""
+
+    @property
+    def guard(self) -> Any:
+        """The worker's."""
+        return self.host.worker.guard
+
+
+class CallInLoop(ActorCall):
+    """A coroutine's."""
+
+    def is_canceled(self) -> bool:
+        """Raises RuntimeError: it need not ask."""
+        raise RuntimeError(NO_FLAG)
 
 
 class Host:
@@ -208,10 +221,6 @@ class Host:
             os._exit(code)
 
     # -- calls ------------------------------------------------------------------------------------------------
-
-    def is_canceled(self, call: ActorCall) -> bool:
-        """See ActorCall."""
-        return call.asked
 
     def facts(self, call: ActorCall | None) -> context.TaskFacts:
         """What a call, or the constructor, may know of itself."""
@@ -317,13 +326,11 @@ class Host:
 class InOrder(Host):
     """One call at a time, in the main thread."""
 
-    def is_canceled(self, call: ActorCall) -> bool:
-        """The shared page says it."""
-        return self.worker.guard.is_canceled()
-
 
 class Threaded(Host):
     """Several calls at a time, each in a thread. The main thread reads the socket."""
+
+    call_type = ActorCall
 
     def __init__(self, worker: _Worker, id: int, options: dict[str, Any], function: _Function) -> None:
         super().__init__(worker, id, options, function)
@@ -375,7 +382,7 @@ class Threaded(Host):
             if kind == Kind.RESULT:
                 values[id] = (body, fd)
             elif kind == Kind.CALL:
-                call = ActorCall(self, id, flags, body, fd, values)
+                call = self.call_type(self, id, flags, body, fd, values)
                 values = self.worker._values = {}
                 if self._exits:
                     call.drop()
@@ -532,6 +539,8 @@ class Threaded(Host):
 class Async(Threaded):
     """Coroutines, in an event loop that has the main thread. A thread of ours reads the socket."""
 
+    call_type = CallInLoop
+
     def __init__(self, worker: _Worker, id: int, options: dict[str, Any], function: _Function) -> None:
         super().__init__(worker, id, options, function)
         import asyncio
@@ -540,10 +549,6 @@ class Async(Threaded):
         asyncio.set_event_loop(self._loop)
         self._cancelled = asyncio.CancelledError
         self._unsaid: list[bytes] = []  # ends
-
-    def is_canceled(self, call: ActorCall) -> bool:
-        """See ActorCall."""
-        raise RuntimeError(NO_FLAG)
 
     def construct(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """In the loop, so that it may make tasks there."""

@@ -339,7 +339,7 @@ class _Worker:
             self._skip(id, fd)
             guard.end()
             return
-        call = actors.ActorCall(self.actor, id, flags, body, fd, self._values)
+        call = actors.CallInOrder(self.actor, id, flags, body, fd, self._values)
         self._values = {}
         self.task_id = id
         self._waits = 0
