@@ -567,7 +567,7 @@ def test_any_kind_of_arguments() -> None:
 def test_options_of_rays_are_refused_with_what_to_do(option: str) -> None:
     """test_basic.py::test_invalid_arguments: in the decorator and in options(); an option of nobody's is refused, too."""
     with pytest.raises(TypeError, match=rf"no option '{option}'. (Leave it out|It is|All)") as caught:
-        jt.remote(**{option: 1})
+        jt.remote(**{option: 1})(abs)
     assert re.search(r"Options are: .*grace, .*max_retries", str(caught.value))
     with pytest.raises(TypeError, match=f"no option '{option}'"):
         jt.remote(abs).options(**{option: None})

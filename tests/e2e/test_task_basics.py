@@ -508,11 +508,3 @@ def test_a_tree_of_nested_tasks() -> None:
         return jt.get(one) + jt.get(two)
 
     assert jt.get(jt.remote(fib).remote(6), timeout=60) == 8
-
-
-def test_a_class_is_refused_as_long_as_there_are_no_actors() -> None:
-    class Counter:
-        pass
-
-    with pytest.raises(TypeError, match="Counter is a class"):
-        jt.remote(Counter)
