@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jupyter_tasks import exceptions, functions, session
+from jupyter_tasks import exceptions, functions, launch, session
 from jupyter_tasks.refs import ObjectRef
 from jupyter_tasks.wire.frames import CALL_OF, Kind, frame, show_id, to_json
 from jupyter_tasks.worker import context
@@ -134,6 +134,8 @@ class ActorClass:
             handle = self._make(client, args, kwargs, name, namespace)
             if client.request("actor_made", id=handle._jt_ref.id):
                 return handle
+            if self._thread:
+                client.threads.forget_actor(handle._jt_ref.id)
             if not self._options.get("get_if_exists"):
                 raise exceptions.ActorAlreadyExistsError(
                     f"There is an actor named {name!r} already. Use jt.get_actor({name!r}), get_if_exists=True, or end "
@@ -206,7 +208,11 @@ class ActorClass:
                 "class": self._record,
                 "path": [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)],
             }
-            fn = client.new_function(shared.pack(data, buffers), options, self)
+            here = session.current()
+            if here is None or isinstance(here, launch.Session) or here.client is not client:
+                fn = client.new_function(shared.pack(data, buffers), options, self)
+            else:  # it could be sent, and is not: a debugger wants the class itself
+                fn = here.client.learn(self._cls, options, extras)
             self._captured = captured
             self._known = (client, fn)
             return fn
@@ -387,6 +393,8 @@ def _checked_actor_options(options: dict[str, Any], name: str) -> dict[str, Any]
     plain = {"num_cpus", "num_gpus", "resources", "memory", "executor"}
     functions._checked({key: value for key, value in options.items() if key in plain})
     functions._check_executor(options, name)
+    if options.get("executor") == "thread" and options.get("max_restarts"):
+        raise ValueError(f"{name}: max_restarts is for executor='process'; a thread cannot end without its process.")
     return {key: value for key, value in options.items() if key != "lifetime"}
 
 
@@ -681,6 +689,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     ref = actor._jt_ref
     if not ref._client.closed:
         ref._client.request("kill", timeout=None, id=ref.id, no_restart=bool(no_restart), reason="")
+        ref._client.drain_events()  # one in a thread of this process has heard of it, too
 
 
 def _is_ref(value: object) -> bool:
@@ -707,8 +716,8 @@ def exit_actor() -> NoReturn:
     leaves = ActorExit()
     if isinstance(here, ActorCall):
         here.leaves = True
-    elif here.task_id:  # its constructor
-        here.actor.leaving = how(leaves)
+    elif here.task_id:  # its constructor; or any code of it, in local mode
+        (getattr(here, "host", None) or here.actor).leaving = how(leaves)
     raise leaves
 
 

@@ -71,6 +71,7 @@ Listener = Callable[[int, int, int, bytes], None]
 PackedCall = tuple[shared.Payload, dict[str, Any] | None]  # arguments, and options with what they refer to
 
 _CLOSE = -1  # for the event thread: close this descriptor
+_FOR_THREADS = frozenset({Kind.TASK, Kind.CALL, Kind.CANCEL, Kind.EXIT})
 _open: set[Client] = set()  # the clients of this process that are not closed
 _SIMPLE = frozenset({int, float, bool, str, bytes, type(None)})
 
@@ -446,6 +447,10 @@ class Client:
             head: which method, as on the wire.
             retry: exception types for which this call is run again.
         """
+        if self._threads is not None and actor in self._threads.actors:
+            refs = self._threads.submit_call(actor, head, args, kwargs, label, options, num_returns, retry)
+            assert not isinstance(refs, ObjectRefGenerator)
+            return refs
         if self.parent is not None or current_group.get() is not None:
             options = self.belonging(options)
         if options is None and not kwargs and num_returns == 1 and all(type(arg) in _SIMPLE for arg in args):
@@ -477,6 +482,12 @@ class Client:
         backpressure: bool = False,
     ) -> ObjectRefGenerator:
         """The same for a method that is a generator."""
+        if self._threads is not None and actor in self._threads.actors:
+            made = self._threads.submit_call(
+                *(actor, head, args, kwargs, label, options, 1, retry), backpressure=backpressure, streams=True
+            )
+            assert isinstance(made, ObjectRefGenerator)
+            return made
         more = () if retry is None else (retry,)
         payload, options = self._packed(args, kwargs, named, self.belonging(options), *more)
         generator = self.new_stream(self.new_ids(1), label, backpressure=backpressure)
@@ -496,13 +507,22 @@ class Client:
     ) -> ObjectRef:
         """An actor of this class. Its ref becomes final when the actor has ended."""
         payload, whole = self._packed(args, kwargs, named, self.belonging(options))
-        assert whole is not None
-        head, flags = _options_head(whole)
-        ref = ObjectRef(self, self.new_ids(1), label)
+        return self.submit_actor(self.new_ids(1), fn, payload, label, whole)
+
+    def submit_actor(
+        self, id: int, fn: int, payload: shared.Payload, label: str, options: dict[str, Any] | None
+    ) -> ObjectRef:
+        """The same with arguments that are packed already; `id` is one that `new_ids` gave."""
+        head, flags = _options_head(options)
+        ref = ObjectRef(self, id, label)
         ref._actor = ref.id
         self._actors[ref.id] = ref
         self.send_payload(Kind.TASK, ref.id, head + payload.head, payload, fn=fn, flags=flags)
         return ref
+
+    def holds_actor(self, id: int) -> bool:
+        """There is a handle of it here."""
+        return id in self._actors
 
     def new_ids(self, count: int) -> int:
         """The first of `count` ids in a row, as a task's return values have them."""
@@ -837,7 +857,7 @@ class Client:
                     self._events.put((None, slot))
             elif fds and key > self._fds_taken:
                 self._fds_taken = key
-                self._tell(key, _CLOSE, 0, fds[0], b"")  # an answer to `hold`: the bytes are fetched when wanted
+                self._tell(key, _CLOSE, 0, 0, fds[0], b"")  # an answer to `hold`: the bytes are fetched when wanted
             ref = self._pending.get(id) or self._actors.get(id)
             if ref is not None:
                 if flags & Flag.BIG or fds:
@@ -853,17 +873,17 @@ class Client:
                 self._final(slot, kind)
                 self._replies.pop(id, None)
         elif kind == Kind.ITEM:
-            self._tell(key, kind, flags, id, body)
+            self._tell(key, kind, flags, fn, id, body)
             task, place = ITEM_OF.unpack_from(body)
             generator = self._generator(task)
             if generator is not None:
                 generator._arrived = max(generator._arrived, place + 1)
                 self._wake(generator)
         else:
-            self._tell(key, kind, flags, id, body, fds)
+            self._tell(key, kind, flags, fn, id, body, fds)
 
-    def _tell(self, key: int, kind: int, flags: int, id: int, body: bytes, fds: Sequence[int] = ()) -> None:
-        self._events.put((key, kind, flags, id, body, fds))
+    def _tell(self, key: int, kind: int, flags: int, fn: int, id: int, body: bytes, fds: Sequence[int] = ()) -> None:
+        self._events.put((key, kind, flags, fn, id, body, fds))
         self._need_events()
 
     def _final(self, ref: Any, kind: int) -> None:
@@ -1156,7 +1176,7 @@ class Client:
             else:
                 self._call_back(event[1])
             return True
-        key, kind, flags, id, body, fds = event
+        key, kind, flags, fn, id, body, fds = event
         if key <= self._last_event:
             return True
         self._last_event = key
@@ -1166,8 +1186,8 @@ class Client:
         if kind == Kind.ITEM:
             self._add_item(flags, id, body)
             return True
-        if kind in (Kind.TASK, Kind.CANCEL):
-            (self.threads.begin if kind == Kind.TASK else self.threads.stop)(id)
+        if kind in _FOR_THREADS:
+            self.threads.hear(kind, flags, fn, id, body, fds[0] if fds else None)
             return True
         if fds:
             data, _ = shared.unpack(body, fds[0], writable=False)

@@ -8,6 +8,7 @@ a debugger must find the user's own code and globals.
     InPlaceClient.submit   arguments to bytes and back, the call, results to bytes: its refs are final when it returns
     ref._body              holds the outcome, which so lives as long as its ref
     outcome.error          the exception as it was raised, with its frames: what `get` raises shows them
+    _Actor                 has the instance; it is held by the actor's ref alone, and so goes with the last handle
 
 What only a worker can do is not done: no timeout, grace or memory limit, no cancel of what runs, no slots. Groups are
 there: a cancelled one runs no further members.
@@ -32,18 +33,19 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 from jupyter_tasks import several
 from jupyter_tasks.client import Client, PackedCall
 from jupyter_tasks.engine.cancel import Cancel
 from jupyter_tasks.engine.groups import MOST_FAILED, Group
 from jupyter_tasks.engine.states import State
+from jupyter_tasks.exceptions import ActorDiedError, ObjectLostError
 from jupyter_tasks.refs import Dependency, ObjectRef, RefNote
 from jupyter_tasks.streams import ObjectRefGenerator
 from jupyter_tasks.wire import serialize, shared
-from jupyter_tasks.wire.frames import CLIENT_SHIFT, Kind, from_json, show_id, to_json
-from jupyter_tasks.worker import context, execution, items
+from jupyter_tasks.wire.frames import CALL_OF, CLIENT_SHIFT, HEADER, HEADER_SIZE, Kind, from_json, show_id, to_json
+from jupyter_tasks.worker import actors, context, execution, items
 
 __all__ = ["Here", "InPlaceClient", "Session", "run_coroutine", "values_for_refs"]
 
@@ -97,9 +99,17 @@ class Here:
         task = self._client._live.get(_running.get())
         if task is None:
             return None
+        if task.actor is not None:
+            return task.actor.facts(task)
         function = self._client._functions[task.fn] if task.fn else None
         options = function.options if function is not None else {}
         return context.task_facts(options, function.call if function is not None else None, task.attempt, task.name)
+
+    @property
+    def host(self) -> _Actor | None:
+        """The actor that this code runs in."""
+        task = self._client._live.get(_running.get())
+        return task.actor if task is not None else None
 
     @property
     def guard(self) -> Here:
@@ -143,6 +153,8 @@ class _Task:
         self.state = "running"
         self.attempt = 0
         self.group: _Group | None = None
+        self.actor: _Actor | None = None  # while this runs: it is a call of that, or its constructor
+        self.method = ""
         self.upstream_failed = False  # so it was not run
         self.submitted = time.time()
         self._client = client
@@ -157,6 +169,7 @@ class _Task:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         _running.reset(self._token)
+        self.actor = None  # records keep no values
         self._elapsed = time.monotonic() - self._began
         if kind is not None:
             self.state = "cancelled"  # what is raised here is an interrupt, on its way to who submitted
@@ -214,6 +227,90 @@ class _Task:
         return chapters
 
 
+class _ActorRecord(_Task):
+    """What is told of an actor, all its life and after."""
+
+    def __init__(self, client: InPlaceClient, id: int, label: str, options: dict[str, Any], meta: dict[str, Any]):
+        super().__init__(client, id, label, "actor")
+        self.settings: dict[str, Any] = options["actor"]
+        self.max_restarts: int = options["max_retries"]
+        self.meta = meta  # of its class
+        self.ready = False
+
+    def record(self) -> dict[str, Any]:
+        return {
+            **super().record(),
+            "class_name": self.meta["name"],
+            "registered_name": self.settings["name"],
+            "namespace": self.settings["namespace"],
+            "life": "dead" if self.state != "running" else "alive" if self.ready else "pending",
+            "restarts": 0,
+            "max_restarts": self.max_restarts,
+            "concurrency": self.settings["concurrency"],
+            "asynchronous": self.meta["asynchronous"],
+            "waiting_calls": 0,
+            "pid": os.getpid() if self.state == "running" else None,
+        }
+
+    def end(self, state: str) -> None:
+        """It is over."""
+        self.state, self.ready, self.actor = state, False, None
+        self._elapsed = time.monotonic() - self._began
+        self._client._living.pop(self.id, None)
+        self._client._ended(self)
+
+
+class _Actor:
+    """An actor. Nobody but its ref holds it, and who runs a call of it."""
+
+    attempt = 0
+
+    def __init__(
+        self, record: _ActorRecord, function: execution._Function, options: dict[str, Any], *, shares: bool
+    ) -> None:
+        self.record = record
+        self.id = record.id
+        self.label = record.name
+        self.settings = record.settings
+        self.class_meta = record.meta
+        self.function = function  # the class
+        self.shares = shares  # arguments and results are the objects themselves
+        self.instance: Any = None
+        self.death: _Outcome | None = None  # that of all later calls
+        self.was_killed = False  # then also of one that runs
+        self.leaving = ""  # how, if by itself
+        self._options = options
+
+    def method_options(self, head: bytes, options: dict[str, Any] | None, label: str) -> tuple[str, dict[str, Any]]:
+        """A method's name, and how this call of it is to be run."""
+        method = self.class_meta["methods"][CALL_OF.unpack(head)[0]]
+        whole = {
+            "max_retries": self.settings["max_task_retries"],
+            **method["options"],
+            **(options or {}),
+            "name": label,
+        }
+        return method["name"], {key: value for key, value in whole.items() if value is not None}
+
+    def facts(self, task: _Task) -> context.TaskFacts:
+        """What its code may know of itself."""
+        cls = self.function.call
+        return context.TaskFacts(
+            name=task.name if task is not self.record else f"{self.label}.__init__",
+            function_name=f"{cls.__module__}.{cls.__qualname__}.{task.method}",
+            resources=context.task_facts({"cpus": 0, **self._options}, None, 0).resources,
+            attempt=task.attempt,
+        )
+
+    def end(self, death: _Outcome, state: str) -> bool:
+        """From now on every call raises this. False if it had ended before."""
+        if self.death is not None:
+            return False
+        self.death, self.instance = death, None
+        self.record.end(state)
+        return True
+
+
 class _Group(Group):
     """A group as the rules know it. Its members are final when they are counted, so it has no live ones."""
 
@@ -261,6 +358,8 @@ class InPlaceClient(Client):
         self._live: dict[int, _Task] = {}
         self._history: deque[_Task] = deque(maxlen=HISTORY)
         self._threads = None
+        self._living: dict[int, _ActorRecord] = {}  # those that live
+        self._held_actors: weakref.WeakKeyDictionary[ObjectRef, _Actor] = weakref.WeakKeyDictionary()
         self._groups: dict[int, _Group] = {}  # those that somebody holds, or that are not final
         self._group_refs: dict[int, weakref.ref[ObjectRef]] = {}
         self._waiters_lock = threading.RLock()
@@ -313,10 +412,7 @@ class InPlaceClient(Client):
             made: gets the items of a generator task.
         """
         __tracebackhide__ = True
-        try:
-            data, buffers = shared.unpack(payload.head, payload.fd, writable=False)
-        finally:
-            payload.close()
+        data, buffers = _unpacked(payload)
         options = options or {}
         deps = {ref.id: ref for ref in map(self.hold, options.get("deps", ()))}
         task = _Task(self, self.new_ids(num_returns) if id is None else id, label, "function", fn)
@@ -416,6 +512,7 @@ class InPlaceClient(Client):
         arguments: Callable[[], Any],
         made: list[_Outcome] | None,
         stored: Callable[[Any, str], _Outcome] | None = None,
+        exited: Callable[[_Task, SystemExit], _Outcome] | None = None,
     ) -> list[_Outcome]:
         """All attempts at a function task. Raises only what ends the cell or program that submits, too."""
         __tracebackhide__ = True
@@ -439,7 +536,7 @@ class InPlaceClient(Client):
                 if _is_stop(error):
                     raise
                 if isinstance(error, SystemExit):
-                    return [_exited(task, error)]
+                    return [(exited or _exited)(task, error)]
                 if execution._wants_retry(function.retry_exceptions, error) and (most < 0 or task.attempt < most):
                     task.attempt += 1
                     continue
@@ -530,6 +627,212 @@ class InPlaceClient(Client):
                 return [outcome]
         return None
 
+    # -- actors -----------------------------------------------------------------------------------------------
+
+    def make_actor(
+        self,
+        fn: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any],
+        named: Callable[..., Mapping[str, Any]] | None = None,
+    ) -> ObjectRef:
+        """Makes an instance, here and now. Its ref becomes final when the actor has ended."""
+        __tracebackhide__ = True
+        payload, whole = self._packed(args, kwargs, named, options)
+        data, buffers = _unpacked(payload)
+        deps = {ref.id: ref for ref in map(self.hold, (whole or {}).get("deps", ()))}
+        arguments = functools.partial(_arguments, data, buffers, deps)
+        return self._construct(self._functions[fn], arguments, label, options, deps.values())
+
+    def make_actor_here(
+        self,
+        function: execution._Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any],
+    ) -> ObjectRef:
+        """The same with the objects themselves."""
+        __tracebackhide__ = True
+        deps = [self.adopted(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+        arguments = functools.partial(self._shared_arguments, args, kwargs)
+        return self._construct(function, arguments, label, options, deps, shares=True)
+
+    def _construct(
+        self,
+        function: execution._Function,
+        arguments: Callable[[], Any],
+        label: str,
+        options: dict[str, Any],
+        needs: Iterable[ObjectRef],
+        *,
+        shares: bool = False,
+    ) -> ObjectRef:
+        __tracebackhide__ = True
+        self._forget_dropped()
+        record = _ActorRecord(self, self.new_ids(1), label, options, function.options["class"])
+        actor = _Actor(record, function, options, shares=shares)
+        ref = ObjectRef(self, record.id, label)
+        ref._actor = record.id
+        if record.settings["name"] and self._find_actor(record.settings["name"], record.settings["namespace"]):
+            return ref  # who asks for it hears that it was not made
+        self._held_actors[ref] = actor
+        self._live[record.id] = self._living[record.id] = record
+        broken = self._broken(record, needs)
+        if broken is not None:
+            self._end_actor(ref, actor, broken[0], broken[0])
+            return ref
+        record.actor, record.method = actor, "__init__"
+        token = _running.set(record.id)
+        try:
+            args, kwargs = arguments()
+            actor.instance = function.call(*args, **kwargs)
+            if actor.leaving:
+                raise actors.ActorExit
+            record.ready = True
+        except BaseException as error:
+            if _leaves(error, actor):
+                self._left(actor, record, error)
+                return ref
+            if _is_stop(error):
+                self._end_actor(ref, actor, _died(actor, "its constructor was interrupted"), _stopped(record, error))
+                raise
+            unmade = _unmade(actor, error)
+            self._end_actor(ref, actor, unmade, unmade)
+        finally:
+            _running.reset(token)
+            record.actor = None
+        return ref
+
+    def _end_actor(self, ref: ObjectRef, actor: _Actor, death: _Outcome, outcome: _Outcome) -> None:
+        """It does nothing any more; `outcome` is its own, `death` that of later calls."""
+        if outcome.kind == Kind.RESULT:
+            state = "completed"
+        else:
+            cancelled = outcome.kind == Kind.FAILURE and from_json(outcome.body)["type"] == "cancelled"
+            state = "cancelled" if cancelled else "failed"
+        if actor.end(death, state):
+            self._settle(ref, outcome)
+
+    def submit_call(
+        self,
+        actor: int,
+        head: bytes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None = None,
+        num_returns: int = 1,
+        named: Callable[..., Mapping[str, Any]] | None = None,
+        retry: Any = None,
+        made: list[_Outcome] | None = None,
+    ) -> ObjectRef | list[ObjectRef]:
+        """Calls a method. Returns its refs, which are final.
+
+        Args:
+            made: gets the items of a generator.
+        """
+        __tracebackhide__ = True
+        held = self._actor_of(actor)
+        needs: Iterable[ObjectRef]
+        if held.shares:
+            needs = [self.adopted(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+            arguments = functools.partial(self._shared_arguments, args, kwargs)
+        else:
+            payload, whole = self._packed(args, kwargs, named, self.belonging({}))
+            data, buffers = _unpacked(payload)
+            deps = {ref.id: ref for ref in map(self.hold, (whole or {}).get("deps", ()))}
+            needs, arguments = deps.values(), functools.partial(_arguments, data, buffers, deps)
+        method, of_call = held.method_options(head, options, label)
+        task = _Task(self, self.new_ids(num_returns), label, "call")
+        task.actor, task.method = held, method
+        task.group = self._groups.get((self.belonging({}) or {}).get("group", 0))
+        with task:
+            outcomes = self._broken(task, needs) if held.death is None else self._refused(task, held.death)
+            if outcomes is None:
+                retries = (held.function.retry_exceptions or {}).get(method, False) if retry is None else retry
+                function = execution._Function(getattr(held.instance, method), of_call, retries)
+                stored = _shared if held.shares else None
+                outcomes = self._run(task, function, arguments, made, stored, functools.partial(self._left, held))
+            if held.leaving and held.death is None:  # its SystemExit was caught
+                outcomes = [self._left(held, task, actors.ActorExit())]
+            if held.was_killed and held.death is not None:
+                outcomes = self._refused(task, held.death)
+        refs = self._refs(task, outcomes, num_returns)
+        for ref in refs:
+            ref._actor = actor
+        return refs[0] if num_returns <= 1 else refs
+
+    def submit_call_stream(
+        self,
+        actor: int,
+        head: bytes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None,
+        named: Callable[..., Mapping[str, Any]] | None,
+        retry: Any = None,
+        *,
+        backpressure: bool = False,
+    ) -> ObjectRefGenerator:
+        """The same for a method that is a generator, to its end."""
+        __tracebackhide__ = True
+        made: list[_Outcome] = []
+        completed = self.submit_call(actor, head, args, kwargs, label, options, 1, named, retry, made)
+        assert isinstance(completed, ObjectRef)
+        return self._generator_of(completed, label, made)
+
+    def _actor_of(self, id: int) -> _Actor:
+        """Also one that has ended."""
+        if self.closed:
+            raise ObjectLostError("The session of this actor has ended, and the actor with it. Make a new one.")
+        held = self._held_actors.get(self.hold(id))
+        if held is None:  # asked by one that keeps it not alive: a handle from `current_actor`
+            raise ActorDiedError(f"Actor {show_id(id)} has ended: the last handle to it was dropped. Make a new one.")
+        return held
+
+    @staticmethod
+    def _refused(task: _Task, death: _Outcome) -> list[_Outcome]:
+        task.state = "failed"
+        return [death]
+
+    def _left(self, actor: _Actor, task: _Task, error: SystemExit) -> _Outcome:
+        """Its code has raised this."""
+        if not _leaves(error, actor):
+            return _raised(task, error)
+        death = _died(actor, f"it has left, by {actors.how(error)}")
+        self._end_actor(self.hold(actor.id), actor, death, _stored_none())
+        if task is not actor.record:
+            task.state = "failed"
+        return death
+
+    def say(self, data: bytes, fds: Iterable[int] = ()) -> None:
+        """Of what is said to a supervisor there is one word left: an actor is to end."""
+        _, kind, _, _, _, id = HEADER.unpack_from(data)
+        assert kind == Kind.ACTOR_CLOSED
+        actor = self._held_actors.get(ref := self.hold(id))
+        if actor is not None:
+            self._end_actor(ref, actor, _died(actor, "terminate() was called"), _stored_none())
+
+    def _kill(self, id: int, reason: str) -> bool:
+        actor = self._held_actors.get(ref := self.hold(id))
+        if actor is not None and actor.death is None:
+            actor.was_killed = True
+            how = {"source": "user", "rung": "kill", "reason": reason, "seconds": 0.0, "force": True}
+            body = {**how, "type": "cancelled", "task_id": show_id(id), "name": actor.label}
+            self._end_actor(ref, actor, _died(actor, "it was killed"), _Outcome(Kind.FAILURE, to_json(body)))
+        return True
+
+    def _find_actor(self, name: str, namespace: str) -> dict[str, Any] | None:
+        self._forget_dropped()
+        for record in list(self._living.values()):
+            if (record.settings["name"], record.settings["namespace"]) == (name, namespace):
+                return {"id": record.id, "label": record.name, "class": record.meta}
+        return None
+
     # -- values -----------------------------------------------------------------------------------------------
 
     def put(self, value: Any, *, root: str = "value") -> ObjectRef:
@@ -544,17 +847,18 @@ class InPlaceClient(Client):
         self, value: Any, root: str, to: str = "the kernel", namespace: dict[str, Any] | None = None
     ) -> _Outcome:
         found: list[ObjectRef] = []
+        refs: dict[int, ObjectRef] = {}
 
         def note(each: object) -> Any:
             if type(each) is ObjectRef:
                 self.leaves(each)
+                refs[len(found)] = self.hold(each.id)  # `each` may be an actor's own, which keeps nothing alive
                 found.append(each)
             return NotImplemented
 
         data, buffers = serialize.dumps(value, root=root, to=to, reducers=note, namespace=namespace)
-        refs = dict(enumerate(found))
         if refs:  # they travel as their places, and come back as themselves, also when this client is closed
-            places = {id(ref): place for place, ref in refs.items()}
+            places = {id(ref): place for place, ref in enumerate(found)}
             data, buffers = serialize.dumps(value, root=root, to=to, known=places, namespace=namespace)
         return _Outcome(Kind.RESULT, data, [bytes(buffer.raw()) for buffer in buffers], refs)
 
@@ -597,7 +901,7 @@ class InPlaceClient(Client):
             known[key] = there
         return known[key]
 
-    def hold(self, id: int) -> ObjectRef:
+    def hold(self, id: int, *, actor: int = 0) -> ObjectRef:
         """The ref with this id, which has arrived inside a value."""
         note = self.notes.get(id)
         ref = note() if note is not None else None
@@ -616,9 +920,12 @@ class InPlaceClient(Client):
                 note = dropped.popleft()
             except IndexError:
                 return  # another thread was faster
-            if note is not None and notes.get(note.id) is note:
+            is_last = notes.get(note.id) is note
+            if is_last:
                 notes.pop(note.id, None)
                 self._groups.pop(note.id, None)
+                if (actor := self._living.get(note.id)) is not None:
+                    actor.end("completed")
                 self._group_refs.pop(note.id, None)
 
     # -- waiting, which seldom takes long ----------------------------------------------------------------------
@@ -681,20 +988,31 @@ class InPlaceClient(Client):
             return True
         if op == "logs":
             return None  # what a task wrote is where it wrote it
+        if op == "actors":
+            return [task.record() for task in self._shown() if isinstance(task, _ActorRecord)]
+        if op == "get_actor":
+            return self._find_actor(arguments["name"], arguments["namespace"])
+        if op == "actor_made":
+            return self.hold(arguments["id"]) in self._held_actors
+        if op == "kill":
+            return self._kill(arguments["id"], arguments["reason"])
         if op == "groups":
             return self._groups_op(arguments.get("id"))
         if op == "story":
-            with self._lock:
-                tasks = [*self._live.values(), *self._history]
-            return next((task.story() for task in tasks if task.id == arguments["id"]), None)
+            return next((task.story() for task in self._shown() if task.id == arguments["id"]), None)
         raise NotImplementedError(f"{op!r} needs a supervisor, and with local_mode=True there is none.")
 
     def _tasks(self, wanted: Iterable[int] | None) -> dict[str, Any]:
-        with self._lock:
-            live = list(self._live.values())
-            shown = [*live, *self._history]
+        shown = self._shown()
         ids = None if wanted is None else set(wanted)
-        return {"tasks": [task.record() for task in shown if ids is None or task.id in ids], "live": len(live)}
+        records = [task.record() for task in shown if ids is None or task.id in ids]
+        return {"tasks": records, "live": len(self._live)}
+
+    def _shown(self) -> list[_Task]:
+        """Live ones first."""
+        self._forget_dropped()
+        with self._lock:
+            return [*self._live.values(), *self._history]
 
     def _status(self) -> dict[str, Any]:
         self._forget_dropped()
@@ -861,6 +1179,31 @@ class _ThreadsHere:
         known = execution._Function(function, options, retry_exceptions)
         return self._client.submit_here(known, args, kwargs, label)
 
+    def make_actor(
+        self,
+        cls: type,
+        retries: dict[str, Any],
+        record: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any],
+    ) -> ObjectRef:
+        """An actor that shares our objects."""
+        __tracebackhide__ = True
+        known = execution._Function(cls, {"class": record}, retries)
+        return self._client.make_actor_here(known, args, kwargs, label, options)
+
+    def forget_actor(self, id: int) -> None:
+        """Its ref is all there is of it."""
+
+
+def _unpacked(payload: shared.Payload) -> tuple[bytes | memoryview, list[memoryview]]:
+    try:
+        return shared.unpack(payload.head, payload.fd, writable=False)
+    finally:
+        payload.close()
+
 
 def _arguments(
     data: bytes | memoryview, buffers: list[memoryview], deps: Mapping[int, ObjectRef]
@@ -910,6 +1253,27 @@ def _stopped(task: _Task, error: BaseException) -> _Outcome:
     task.state = "cancelled"
     how = {"source": "interrupt", "rung": "interrupt", "reason": "", "seconds": 0.0}
     return _failure(task, error, {"type": "cancelled", **how})
+
+
+def _leaves(error: BaseException, actor: _Actor) -> TypeGuard[SystemExit]:
+    """What has been raised is the end of the actor. In a thread `sys.exit` is not: the process is not its own."""
+    return isinstance(error, actors.ActorExit if actor.shares else SystemExit)
+
+
+def _unmade(actor: _Actor, error: BaseException) -> _Outcome:
+    """Its constructor has raised this."""
+    body = actors.constructor_failed(actor.id, actor.label, error)[HEADER_SIZE:]
+    return _Outcome(Kind.ERROR, body, error=error, trace=_without_our_frames(error))
+
+
+def _died(actor: _Actor, why: str) -> _Outcome:
+    record = {"type": "actor_died", "actor_id": show_id(actor.id), "actor": actor.label, "why": why}
+    return _Outcome(Kind.FAILURE, to_json(record))
+
+
+def _stored_none() -> _Outcome:
+    data, _ = serialize.dumps(None, root="result")
+    return _Outcome(Kind.RESULT, data)
 
 
 def _failure(task: _Task, error: BaseException, record: dict[str, Any]) -> _Outcome:

@@ -9,7 +9,8 @@ PyThreadState_SetAsyncExc: between two lines of Python code, so not while a syst
 the midst of a `finally`. In an import, a finalizer or an event loop's own code, where it would break things, it waits.
 One that comes late is caught where the task ends: it hits this task or nothing.
 
-Threads: `submit` and `share` any; `begin` and `stop` the client's event thread; each task has a thread of its own.
+Threads: `submit` and `share` any; `hear` the client's event thread; each task has a thread of its own. Actors of this
+process stand here, too, and are in `thread_actors`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,9 @@ from jupyter_tasks.worker import context, execution, interrupt, items  # now: an
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
+    from jupyter_tasks.thread_actors import OwnCall, ThreadActor
 
-__all__ = ["THREADS", "ThreadHost"]
+__all__ = ["THREADS", "Sender", "ThreadHost"]
 
 CHECKS = 10  # turns of a loop, each of which looks for an interrupt; one would do
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # at a time; as concurrent.futures.ThreadPoolExecutor has it
@@ -50,13 +53,13 @@ class _Call:
 
     def __init__(
         self,
-        host: ThreadHost,
+        threads: ThreadHost,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        self.host = host
+        self.threads = threads
         self.function = function
         self.args = args
         self.kwargs = kwargs
@@ -112,6 +115,12 @@ class _Call:
             time.sleep(delay)
             delay = min(2 * delay, interrupt.AGAIN_MOST)
 
+    @property
+    def width(self) -> int:
+        """How many values it has."""
+        num_returns: int = self.options.get("num_returns", 1)
+        return max(1, num_returns)
+
     def end(self) -> None:
         """Its code is over. When this returns, nothing is raised in this thread any more."""
         with self._lock:
@@ -131,11 +140,16 @@ def _raise_in(thread: int, error: type[BaseException]) -> None:
 
 
 class ThreadHost:
-    """The thread tasks of one client."""
+    """The thread tasks of one client, and the actors that live in threads here."""
+
+    config = _Call.config  # actors ask it what others ask a worker
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._calls: dict[int, _Call] = {}  # those that are not final
+        self._calls: dict[int, _Call | OwnCall] = {}  # those that are not final
+        self.actors: dict[int, ThreadActor] = {}  # by their ids; of those that have ended some
+        # What the supervisor knows of their classes, and by which id.
+        self._classes: weakref.WeakKeyDictionary[type, tuple[bytes, int]] = weakref.WeakKeyDictionary()
         client.parent = functools.partial(self._parent, client.parent)
         if getattr(process.on_wait, "func", None) is not _waiting:
             process.on_wait = functools.partial(_waiting, process.on_wait)
@@ -158,8 +172,7 @@ class ThreadHost:
         client = self._client
         num_returns = max(1, options.get("num_returns", 1))
         call = _Call(self, function, args, kwargs, {**options, "retry_exceptions": retry_exceptions})
-        deps = [self._id_of(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
-        wire = client.belonging({**options, "threads": THREADS, **({"deps": deps} if deps else {})})
+        wire = client.belonging({**options, "threads": THREADS, **self._deps_of(args, kwargs)})
         call.task_id = client.new_ids(num_returns)
         self._calls[call.task_id] = call
         if options.get("generator") == "streaming":
@@ -170,6 +183,11 @@ class ThreadHost:
         submitted = client.submit_packed(Kind.TASK, 0, _NOTHING, label, wire, num_returns, call.task_id)
         client.when_final(submitted[0] if isinstance(submitted, list) else submitted, self._forget)
         return submitted
+
+    def _deps_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """As an option on the wire; none if there are none."""
+        deps = [self._id_of(arg) for arg in (*args, *kwargs.values()) if type(arg) is ObjectRef]
+        return {"deps": deps} if deps else {}
 
     def _id_of(self, ref: ObjectRef) -> int:
         """What the task waits for; the value it gets from the ref."""
@@ -187,7 +205,7 @@ class ThreadHost:
                 self._send_value(ref.id, 0, ref._local, ref.label)
             return
         for call in list(self._calls.values()):
-            if 0 <= ref.id - call.task_id < max(1, call.options.get("num_returns", 1)):
+            if 0 <= ref.id - call.task_id < call.width:
                 call.wanted.add(ref.id)
 
     def item_made(self, task: int, place: int, ref: ObjectRef) -> None:
@@ -196,27 +214,138 @@ class ThreadHost:
         if call is not None and place in call.items:
             ref._body, ref._local = None, call.items.pop(place)
 
+    # -- actors -------------------------------------------------------------------------------------------------
+
+    def make_actor(
+        self,
+        cls: type,
+        retries: dict[str, Any],
+        record: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any],
+    ) -> ObjectRef:
+        """An actor in threads of this process. As Client.make_actor.
+
+        Args:
+            retries: exceptions for which calls are run again, by their methods.
+            record: what others are told of the class.
+            options: as they are on the wire.
+        """
+        from jupyter_tasks import thread_actors
+
+        client = self._client
+        for actor in list(self.actors.values()):
+            if actor.is_gone and not client.holds_actor(actor.id):
+                self.actors.pop(actor.id, None)
+        text = to_json(record)
+        known, fn = self._classes.get(cls, (b"", 0))
+        if known != text:
+            fn = client.new_function(_NOTHING, {"name": cls.__name__, "class": record}, cls)
+            self._classes[cls] = text, fn
+        id = client.new_ids(1)
+        self.actors[id] = thread_actors.make(self, client, id, cls, record, retries, options, args, kwargs)
+        wire = client.belonging({**options, "threads": THREADS, **self._deps_of(args, kwargs)})
+        ref = client.submit_actor(id, fn, _NOTHING, label, wire)
+        client.when_final(ref, self._actor_over)
+        return ref
+
+    def submit_call(
+        self,
+        actor: int,
+        head: bytes,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        label: str,
+        options: dict[str, Any] | None,
+        num_returns: int,
+        retry: Any,
+        *,
+        backpressure: bool = False,
+        streams: bool = False,
+    ) -> ObjectRef | list[ObjectRef] | ObjectRefGenerator:
+        """A call of one of our actors. As Client.submit_call, or, if it `streams`, submit_call_stream."""
+        from jupyter_tasks.thread_actors import OwnCall
+
+        client = self._client
+        id = client.new_ids(num_returns)
+        self._calls[id] = OwnCall(self.actors[actor], id, head, args, kwargs, options or {}, retry)
+        wire = client.belonging({**(options or {}), **self._deps_of(args, kwargs)} or None)
+        if streams:
+            generator = client.new_stream(id, label, backpressure=backpressure)
+            completed = generator.completed()
+            completed._actor = actor
+            client.when_final(completed, self._forget)
+            client.submit_packed(Kind.CALL, actor, _NOTHING, label, wire or {}, ref=completed, prefix=head)
+            return generator
+        submitted = client.submit_packed(Kind.CALL, actor, _NOTHING, label, wire, num_returns, id, prefix=head)
+        refs = submitted if isinstance(submitted, list) else [submitted]
+        for ref in refs:
+            ref._actor = actor
+        client.when_final(refs[0], self._forget)
+        return submitted
+
+    def forget_actor(self, id: int) -> None:
+        """It was not made: its name is taken."""
+        self.actors.pop(id, None)
+
+    def _actor_over(self, ref: ObjectRef) -> None:
+        actor = self.actors.get(ref.id)
+        if actor is not None:
+            actor.drop_if_unmade()
+
     # -- what the supervisor says (event thread) ------------------------------------------------------------------
 
-    def begin(self, id: int) -> None:
-        """The task's turn has come."""
+    def hear(self, kind: int, flags: int, fn: int, id: int, body: bytes, fd: int | None) -> None:
+        """A frame that is for us; see backends.threads."""
+        actor = self.actors.get(fn or id)
+        if kind == Kind.CALL:
+            self._take_call(actor, flags, id, body, fd)
+        elif actor is None:
+            (self._begin if kind == Kind.TASK else self._stop)(id)
+        elif kind == Kind.TASK:
+            actor.begin()
+        elif kind == Kind.EXIT:
+            actor.end()
+        elif fn:
+            actor.stop_call(id, only_look=bool(flags & Flag.ASKS))
+        else:
+            actor.retire()
+
+    def _begin(self, id: int) -> None:
         call = self._calls.get(id)
-        if call is None or call.is_canceled():
-            self._say(Kind.INTERRUPTED, id, flags=Flag.SKIPPED)
+        if not isinstance(call, _Call) or call.is_canceled():
+            self.say(Kind.INTERRUPTED, id, flags=Flag.SKIPPED)
             return
         # Its name does not begin as those of the client's own threads do: it belongs to a task.
         threading.Thread(target=self._run, args=(call,), name=f"task {call.options['name']}", daemon=True).start()
 
-    def stop(self, id: int) -> None:
-        """The task is to stop."""
+    def _stop(self, id: int) -> None:
         call = self._calls.get(id)
-        if call is not None:
+        if isinstance(call, _Call):
             call.ask()
+
+    def _take_call(self, actor: ThreadActor | None, flags: int, id: int, body: bytes, fd: int | None) -> None:
+        from jupyter_tasks.thread_actors import ForeignCall, OwnCall
+
+        call = self._calls.get(id)
+        if actor is not None and body:
+            actor.take(ForeignCall(actor, id, flags, body, fd))
+        elif actor is not None and isinstance(call, OwnCall):
+            actor.take(call)
+        else:
+            self.say(Kind.INTERRUPTED, id, flags=Flag.SKIPPED)
+            if fd is not None:
+                os.close(fd)
 
     def lost(self) -> None:
         """The supervisor has gone. Threads cannot be ended, but they can be told."""
+        for actor in list(self.actors.values()):
+            actor.retire()
         for call in list(self._calls.values()):
-            call.ask()
+            if isinstance(call, _Call):
+                call.ask()
 
     def _forget(self, ref: ObjectRef) -> None:
         self._calls.pop(ref.id, None)
@@ -233,7 +362,7 @@ class ThreadHost:
                 try:
                     begun = call.begin()
                     if begun:
-                        self._say(Kind.STARTED, call.task_id, to_json({"started_ns": time.monotonic_ns()}))
+                        self.say(Kind.STARTED, call.task_id, to_json({"started_ns": time.monotonic_ns()}))
                         values = call.context.copy().run(self._call, call)
                 except BaseException as raised:
                     error = raised
@@ -245,13 +374,12 @@ class ThreadHost:
         if begun:
             self._tell(call, values, error)
         else:
-            self._say(Kind.INTERRUPTED, call.task_id, flags=Flag.SKIPPED)
+            self.say(Kind.INTERRUPTED, call.task_id, flags=Flag.SKIPPED)
 
     def _call(self, call: _Call) -> list[Any]:
         """The user's code, in its own context. Returns the values of the task's refs."""
         context.thread_call.set(call)
-        args = tuple(self._resolved(arg) for arg in call.args)
-        kwargs = {name: self._resolved(arg) for name, arg in call.kwargs.items()}
+        args, kwargs = self.resolved(call.args, call.kwargs)
         value = call.function(*args, **kwargs)
         if inspect.iscoroutine(value):
             import asyncio
@@ -259,7 +387,8 @@ class ThreadHost:
             value = asyncio.run(value)
         options = call.options
         if options.get("generator") == "streaming":
-            items.drive(items.checked(value, options), _Sender(self, call).take)
+            sender = Sender(self._client, call, options.get("backpressure", 0))
+            items.drive(items.checked(value, options), sender.take)
             return [None]
         if "generator" in options:
             return [items.dynamic(items.checked(value, options), self._client.put)]
@@ -268,51 +397,78 @@ class ThreadHost:
             value = items.collect(value, num_returns)
         return items.results(value, num_returns)
 
-    def _resolved(self, arg: Any) -> Any:
-        return arg._client.value(arg) if type(arg) is ObjectRef else arg
+    def resolved(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments with values in the place of refs, which are final."""
+        return (
+            tuple(arg._client.value(arg) if type(arg) is ObjectRef else arg for arg in args),
+            {name: arg._client.value(arg) if type(arg) is ObjectRef else arg for name, arg in kwargs.items()},
+        )
 
     def _tell(self, call: _Call, values: list[Any], error: BaseException | None) -> None:
         """How it ended. A task that was asked to stop is cancelled, whatever it returns."""
         id = call.task_id
         if call.is_canceled() or isinstance(error, KeyboardInterrupt):
-            self._say(Kind.INTERRUPTED, id)
+            self.say(Kind.INTERRUPTED, id)
         elif error is None:
             for i in reversed(range(len(values))):
                 self._tell_value(call, id + i, values[i])
         else:
             call.attempt += 1
             retryable = execution._wants_retry(call.options["retry_exceptions"], error)
-            self._keep(id, error)
+            self.keep(id, error)
             body = execution._error_body((type(error), error, error.__traceback__))
-            self._say(Kind.ERROR, id, body, flags=Flag.RETRYABLE if retryable else 0)
+            self.say(Kind.ERROR, id, body, flags=Flag.RETRYABLE if retryable else 0)
 
     def _tell_value(self, call: _Call, place: int, value: Any) -> None:
-        self._keep(place, value)
-        if place not in call.wanted:
-            self._say(Kind.RESULT, call.task_id, flags=Flag.BIG, place=place)
-            return
-        try:
-            self._send_value(place, call.task_id, value, call.options["name"])
-        except Exception as error:
-            # It is there for this process. Who else needs it meets this error when it unpacks the value.
-            self._send_value(place, call.task_id, _Unsendable(str(error)), "")
+        payload = self.packed_return(place, call, value)
+        if payload is None:
+            self.say(Kind.RESULT, call.task_id, flags=Flag.BIG, place=place)
+        else:
+            head = payload.head
+            self._client.send_payload(Kind.RESULT, place, head, payload, fn=call.task_id, flags=Flag.BIG)
 
-    def _keep(self, place: int, value: Any) -> None:
+    def keep(self, place: int, value: Any) -> None:
         """For `get` in this process: before the word that it is there."""
         ref = self._client.pending(place)
         if ref is not None:
             ref._local = value
 
     def _send_value(self, place: int, id: int, value: Any, name: str) -> None:
-        refs: list[ObjectRef] = []
-        note = functools.partial(items.note_ref, self._client, refs)
-        data, buffers = serialize.dumps(value, root=name or "value", reducers=note)
-        payload = shared.pack(data, buffers)
-        if refs:
-            self._client.contains(place, [ref.id for ref in refs])
+        payload = self.packed(place, value, name or "value")
         self._client.send_payload(Kind.RESULT, place, payload.head, payload, fn=id, flags=Flag.BIG)
 
-    def _say(self, kind: int, id: int, body: bytes = b"", *, flags: int = 0, place: int = 0) -> None:
+    def packed(self, place: int, value: Any, root: str) -> shared.Payload:
+        """A value, ready for the wire; what it has refs to lives as long as the object `place`."""
+        payload, inside = self.pack(value, root)
+        if inside:
+            self._client.contains(place, inside)
+        return payload
+
+    def pack(self, value: Any, root: str) -> tuple[shared.Payload, list[int]]:
+        """The same, and what it has refs to."""
+        refs: list[ObjectRef] = []
+
+        def note(each: object) -> Any:
+            if type(each) is ObjectRef:
+                self._client.leaves(each)
+                refs.append(each)
+            return NotImplemented
+
+        data, buffers = serialize.dumps(value, root=root, reducers=note)
+        return shared.pack(data, buffers), [ref.id for ref in refs]
+
+    def packed_return(self, place: int, call: _Call | OwnCall, value: Any) -> shared.Payload | None:
+        """A value that stays here, as it goes to those elsewhere who need it; None if nobody does."""
+        self.keep(place, value)
+        if place not in call.wanted:
+            return None
+        try:
+            return self.packed(place, value, call.options.get("name") or "value")
+        except Exception as error:
+            # It is there for this process. Who else needs it meets this error when it unpacks the value.
+            return self.packed(place, _Unsendable(str(error)), "value")
+
+    def say(self, kind: int, id: int, body: bytes = b"", *, flags: int = 0, place: int = 0) -> None:
         """A word about a task; about one of its refs with a `place`. Nothing once the supervisor has gone."""
         with contextlib.suppress(ObjectLostError):
             self._client.say(frame(kind, place or id, body, flags=flags, fn=id))
@@ -320,8 +476,8 @@ class ThreadHost:
     def _parent(self, before: Callable[[], int] | None) -> int:
         """Which task of this session submits here."""
         call = context.thread_call.get()
-        if call is not None:
-            return int(call.task_id) if call.host is self else 0
+        if call is not None and call.threads is not None:
+            return int(call.task_id) if call.threads is self else 0
         return before() if before is not None else 0
 
 
@@ -333,31 +489,43 @@ def _waiting(before: Callable[[], contextlib.AbstractContextManager[None]] | Non
         with before() if before is not None else contextlib.nullcontext():
             yield
         return
-    call.host._say(Kind.BLOCKED, call.task_id)
+    call.threads.say(Kind.BLOCKED, call.task_id)
     try:
         yield
     finally:
-        call.host._say(Kind.UNBLOCKED, call.task_id)
+        call.threads.say(Kind.UNBLOCKED, call.task_id)
 
 
-class _Sender:
+class Sender:
     """Tells the items of one attempt at a generator task, and waits while too many of them are not taken."""
 
-    def __init__(self, host: ThreadHost, call: _Call) -> None:
-        self._host = host
+    def __init__(self, client: Client, call: _Call | OwnCall, backpressure: int) -> None:
+        self.client = client
+        self.made = 0
         self._call = call
-        self._backpressure = call.options.get("backpressure", 0)
-        self._made = 0
+        self._backpressure = backpressure
         self._taken = 0
 
     def take(self, item: Any) -> None:
         """For `items.drive`."""
-        call, client = self._call, self._host._client
-        call.items[self._made] = item
-        client.say(frame(Kind.YIELD, call.task_id, fn=self._made))
-        self._made += 1
-        if self._backpressure and self._made - self._taken >= self._backpressure:
-            self._taken = client.request("room", timeout=None, task=call.task_id, made=self._made)
+        self.tell(item)
+        if self.is_full:
+            self.wait_for_room()
+
+    def tell(self, item: Any) -> None:
+        """The first half of it."""
+        self._call.items[self.made] = item
+        self.client.say(frame(Kind.YIELD, self._call.task_id, fn=self.made))
+        self.made += 1
+
+    @property
+    def is_full(self) -> bool:
+        """So many items are not taken that no further one is to be made."""
+        return bool(self._backpressure) and self.made - self._taken >= self._backpressure
+
+    def wait_for_room(self) -> None:
+        """Until one more may be made."""
+        self._taken = self.client.request("room", timeout=None, task=self._call.task_id, made=self.made)
 
 
 _NOTHING = shared.Payload(b"", None, 0)  # a thread task's arguments stay where they are

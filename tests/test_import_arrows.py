@@ -36,10 +36,11 @@ ALLOWED: dict[str, set[str]] = {
     "futures": {"exceptions", "refs", "wire.frames", "worker.context"},
     "streams": {"client", "refs", "wire"},  # client: as a type only
     "client": {"exceptions", "refs", "several", "show", "streams", "threads", "wire"},  # several, threads: lazily
-    "threads": {"client", "exceptions", "refs", "streams", "wire", "worker"},
+    "threads": {"client", "exceptions", "refs", "streams", "thread_actors", "wire", "worker"},  # thread_actors: lazily
+    "thread_actors": {"client", "exceptions", "refs", "threads", "wire", "worker"},  # client: as a type only
     "launch": {"client", "exceptions", "supervisor.zygote", "wire"},
     "worker": {"client", "exceptions", "refs", "streams", "wire"} | SYSTEM,
-    "inplace": {"client", "engine", "refs", "several", "streams", "wire", "worker"},
+    "inplace": {"client", "engine", "exceptions", "refs", "several", "streams", "wire", "worker"},
     "session": {"client", "exceptions", "inplace", "launch", "refs", "wire", "worker.context"},
     "ray_options": set(),
     "detached": {"client", "exceptions", "launch", "refs", "session", "supervisor.registry", "worker.context"},
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
     "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
-    "actor": {"client", "exceptions", "functions", "ray_options", "refs", "session", "streams", "wire"}
+    "actor": {"client", "exceptions", "functions", "launch", "ray_options", "refs", "session", "streams", "wire"}
     | {"worker.actors", "worker.context"},
     "notebook": {
         "actor",

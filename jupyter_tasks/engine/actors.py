@@ -37,16 +37,17 @@ from jupyter_tasks.engine.events import (
     TaskSpec,
 )
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
-from jupyter_tasks.wire.frames import Kind, frame, readdressed, show_id, to_json
+from jupyter_tasks.wire.frames import Flag, Kind, frame, readdressed, show_id, to_json
 
 if TYPE_CHECKING:
     from jupyter_tasks.engine.scheduler import Scheduler
 
-__all__ = ["EXIT_GRACE", "Actor", "ActorRules", "Call"]
+__all__ = ["EXIT_GRACE", "HOST_GONE", "Actor", "ActorRules", "Call"]
 
 # Seconds that an actor may take to leave once its last call has ended: its atexit functions and threads. An honest
 # guess; what takes longer is ended by force.
 EXIT_GRACE = 10.0
+HOST_GONE = "the process that it was to run in has ended"  # of what runs in threads of a client
 FALSE_STARTS = 3  # processes that may die before they begin its constructor; an honest guess
 PACKET_US = 1024  # as for tasks: a packet is about a millisecond of work
 PACKET_BYTES = 60_000
@@ -402,6 +403,13 @@ class ActorRules:
         actor.exit_by = now + EXIT_GRACE
         self._scheduler.at(actor.exit_by, actor, Step.KILLED)
 
+    def refuse(self, call: Call, end: End, now: float) -> None:
+        """It has gone on in a thread of an actor that was killed: however it has ended, that is how."""
+        if end.kind == Kind.INTERRUPTED and end.flags & Flag.SKIPPED and call.cancel is not None:
+            self._scheduler.conclude(call, Step.STOPPED, {"rung": "pending"}, now)
+        else:
+            self._fail(call, now)
+
     def overdue(self, actor: Actor) -> None:
         """It was to leave, and does not."""
         if actor.lease is not None and not actor.lease.retired:
@@ -456,14 +464,15 @@ class ActorRules:
         calls = [call for id in ids if isinstance(call := scheduler.live.get(id), Call)]
         for call in calls:
             call.lease = None
-            began = not actor.in_order or (died is not None and call.id == died.running)
+            # Of threads each call says that it begins.
+            began = not (actor.in_order or actor.spec.thread) or (died is not None and call.id == died.running)
             if began and call.state is State.PENDING:
                 call.state = next_state(call.state, Step.STARTED)
         why = _how(died)
         if actor.death or actor.exiting or not self._is_made_again(actor, died):
             if not actor.death:
                 more = " (and it had been made again as often as max_restarts allows)" if actor.attempt else ""
-                self._doom(actor, f"its process ended: {why}{more}", now)
+                self._doom(actor, HOST_GONE if actor.spec.thread else f"its process ended: {why}{more}", now)
             for call in calls:
                 self._fail(call, now)
             self._empty_boxes(actor, now)
@@ -472,7 +481,14 @@ class ActorRules:
             self._restart(actor, calls, why, died, now)
         self._answer_killers(actor)
 
+    def host_gone(self, actor: Actor, now: float) -> None:
+        """It was to live in a thread of a process that has ended, and no thread was given it yet."""
+        self._doom(actor, HOST_GONE, now)
+        self._scheduler.conclude(actor, Step.DIED, {"exit_code": None, "signal_name": HOST_GONE}, now)
+
     def _is_made_again(self, actor: Actor, died: Died | None) -> bool:
+        if actor.spec.thread:
+            return False  # it has gone with its process, or as it was told
         if actor.state is State.PENDING and not actor.restart_asked:  # its constructor had not begun
             actor.false_starts += 1
             return actor.false_starts < FALSE_STARTS
@@ -516,8 +532,9 @@ class ActorRules:
         if cancel is not None and cancel.source == "memory":
             scheduler.conclude(actor, Step.DIED, {"memory": True}, now)
         elif cancel is not None:
-            step = Step.KILLED if actor.state is State.CANCELLING else Step.ASKED
-            scheduler.conclude(actor, step, {"rung": "kill"}, now)
+            ended = Step.STOPPED if actor.spec.thread else Step.KILLED
+            step = ended if actor.state is State.CANCELLING else Step.ASKED
+            scheduler.conclude(actor, step, {"rung": "ask" if actor.spec.thread else "kill"}, now)
         elif actor.exiting:
             actor.frame = frame(Kind.RESULT, actor.id, _NONE)
             scheduler.settle(actor, Step.RETURNED, Kind.RESULT, now)

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
-from jupyter_tasks.engine.actors import Actor, ActorRules, Call
+from jupyter_tasks.engine.actors import HOST_GONE, Actor, ActorRules, Call
 from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
 from jupyter_tasks.engine.events import (
     CPU_UNITS,
@@ -111,7 +111,6 @@ FALSE_STARTS = 3  # workers that may die before they begin a task; an honest gue
 PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
 PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 # What keeps a worker with its finished task: threads or children of it, or its frames for a debugger.
-HOST_GONE = "the process that it was to run in has ended"
 _PLAIN_ENDS = frozenset({Step.RETURNED, Step.RAISED})  # the state says it all
 _STAYS = {Kind.RESULT: Flag.LINGERS, Kind.ERROR: Flag.LINGERS | Flag.KEPT}
 RETRY_MOST = 300.0  # seconds: a delay between attempts does not grow beyond this
@@ -776,7 +775,7 @@ class Scheduler:
                 entry = objects.get(end.id)
                 if entry is not None and entry.kind == 0 and type(entry) is Entry:
                     of = self.task_of(end.id)
-                    if of is None or not _ends_cancelled(of):
+                    if of is None or not (_ends_cancelled(of) or _is_refused(of, lease)):
                         self._settle_return(entry, end, told, now)  # a further return value of a task that goes on
                     elif end.fds:
                         self._out.append(Drop(end.fds))
@@ -791,6 +790,12 @@ class Scheduler:
             self._out_of_packet(lease, end.id)
             if isinstance(task, Actor):
                 self.actors.constructed(task, end, now)
+                continue
+            if task.actor is not None and _is_refused(task, lease):
+                if end.fds:
+                    self._out.append(Drop(end.fds))
+                assert isinstance(task, Call)
+                self.actors.refuse(task, end, now)
                 continue
             if end.kind == Kind.INTERRUPTED or (task.cancel is not None and _ends_cancelled(task)):
                 if end.fds:
@@ -1474,10 +1479,16 @@ class Scheduler:
 
     def _host_gone(self, client: int, now: float) -> None:
         """Its threads are gone with it (Died has told of those that ran); what was to run there never will."""
-        name = thread_slots(client)
         for task in list(self.live.values()):
-            if task.spec.thread and task.owner == client and task.actor is None and not isinstance(task, Actor):
+            if not task.spec.thread or task.owner != client or task.actor is not None:
+                continue  # calls are told by their actor
+            if not isinstance(task, Actor):
                 self.conclude(task, Step.DIED, {"exit_code": None, "signal_name": HOST_GONE}, now)
+            elif task.lease is None:
+                self.actors.host_gone(task, now)
+        name = thread_slots(client)
+        if name not in self.total:
+            return
         for demand in [demand for demand in self._by_demand if any(held == name for held, _ in demand)]:
             for lease in list(self._by_demand.pop(demand)):
                 self._close_idle(lease)
@@ -1689,8 +1700,7 @@ class Scheduler:
             entry.readers.append(event)
 
     def _client_gone(self, event: ClientGone, now: float) -> None:
-        if thread_slots(event.client) in self.total:
-            self._host_gone(event.client, now)
+        self._host_gone(event.client, now)
         for id, count in self._holds.pop(event.client, {}).items():
             entry = self.objects.get(id)
             for _ in range(count if entry is not None else 0):
@@ -1774,6 +1784,11 @@ def _ends_cancelled(task: Task) -> bool:
         and _is_only_asked(task)
         and not (task.actor is not None and task.actor.asynchronous)
     )
+
+
+def _is_refused(task: Task, lease: Lease) -> bool:
+    """A call that goes on in a thread of an actor that was killed: what it returns is nothing to anybody."""
+    return task.actor is not None and task.spec.thread and lease.retired
 
 
 def _pieces(total: int) -> list[int]:

@@ -700,6 +700,8 @@ class Supervisor:
             self._unwanted.add(fn)
         elif kind == Kind.ACTOR_CLOSED:
             self._events.append(ActorClosed(id))
+        elif kind == Kind.EXIT:
+            self._threads.actor_exits(client.id, id, flags, body.decode())
         elif kind == Kind.GROUP:
             self._events.append(self._group(client, id, from_json(body)) if body else GroupClosed(id))
         elif kind == Kind.GROUP_COMPLETE:
@@ -850,17 +852,17 @@ class Supervisor:
     def _run(self, instruction: Run) -> None:
         lease, tasks = instruction
         if tasks[0].spec.thread:
-            self._threads.run(lease, tasks[0])
+            self._threads.run(lease, tasks)
         else:
             self._backend.run(lease, tasks)
 
     def _backend_of(self, lease: Lease) -> LocalBackend | ThreadBackend:
         return self._threads if lease.place is self._threads else self._backend
 
-    def _say(self, client: int, data: bytes) -> None:
+    def _say(self, client: int, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """To a client, if it is still there."""
         if client in self._clients:
-            self._send(self._clients[client], data)
+            self._send(self._clients[client], data, fds)
 
     def _group_told(self, instruction: GroupTold) -> None:
         group = instruction.group

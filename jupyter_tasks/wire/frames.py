@@ -96,7 +96,8 @@ class Kind:
     GROUP = 30       # C->S: object `id` is a group of tasks (body: JSON); with no body: its block was left
     CALL = 31        # C->S, S->W: run a method of the actor `fn` as task `id` (body: as in TASK, but CALL_OF before the
                      # arguments)
-    EXIT = 32        # S->W: the actor is to leave. W->S: it begins no further call; with Flag.LEAVES: no call runs
+    EXIT = 32        # S->W: the actor is to leave. W->S: it begins no further call; with Flag.LEAVES: no call runs.
+                     # The same with S and C of an actor in a thread, `id`; with Flag.LEAVES: nothing of it is left
     FORGET_CODE = 34  # C->S: nobody can make tasks of function `fn` any more. S->W: it is not needed any more
     ACTOR_CLOSED = 33  # C->S: the actor `id` is to end when it has done the calls that it has
     # fmt: on

@@ -47,10 +47,15 @@ from jupyter_tasks.worker import context, execution, items
 if TYPE_CHECKING:
     import asyncio
 
+    from jupyter_tasks.client import Client
     from jupyter_tasks.worker.execution import _Function, _Worker
 
 __all__ = ["ActorCall", "ActorExit", "Async", "Host", "InOrder", "Threaded", "make_host"]
 
+NO_FLAG = (
+    "is_canceled() is for methods that are no coroutines: in an async actor a cancel raises asyncio.CancelledError at "
+    "the await."
+)
 MOST_OUTPUT = 1 << 16  # bytes in one message
 _Values = dict[int, tuple[bytes, int | None]]
 
@@ -68,6 +73,9 @@ class ActorCall:
     """One call, as it arrived. `get_runtime_context()` asks it what it otherwise asks a worker."""
 
     replaced: frozenset[int] = frozenset()
+    namespace: dict[str, Any] | None = None  # that functions among its arguments are bound to
+    threads: Any = None  # of an actor in threads: the threads.ThreadHost
+    thread = 0  # ... ident, while its waits free what the actor takes
 
     def __init__(self, host: Host, id: int, flags: int, body: bytes, fd: int | None, values: _Values) -> None:
         self.host = host
@@ -125,8 +133,8 @@ class ActorCall:
         fd, self._fd = self._fd, None
         try:
             data, buffers = shared.unpack(self._body, fd, writable=False)
-            args, kwargs, *more = serialize.loads(data, buffers)
-            if self._values:
+            args, kwargs, *more = serialize.loads(data, buffers, namespace=self.namespace)
+            if self.options.get("deps"):
                 args = tuple(self._resolve(arg) for arg in args)
                 kwargs = {name: self._resolve(arg) for name, arg in kwargs.items()}
         finally:
@@ -164,10 +172,7 @@ class CallInLoop(ActorCall):
 
     def is_canceled(self) -> bool:
         """Raises RuntimeError: it need not ask."""
-        raise RuntimeError(
-            "is_canceled() is for methods that are no coroutines: in an async actor a cancel raises "
-            "asyncio.CancelledError at the await."
-        )
+        raise RuntimeError(NO_FLAG)
 
 
 class Host:
@@ -260,14 +265,44 @@ class Host:
     def _items_of(self, call: ActorCall, value: Any) -> Any:
         generator, num_returns = call.option("generator"), call.option("num_returns")
         if generator == "streaming":
-            sender = items.Sender(self.worker, call.task_id, call.option("backpressure") or 0)
-            items.drive(items.checked(value, self._named(call)), sender.take)
+            items.drive(items.checked(value, self._named(call)), self.sender(call).take)
             return None
         if generator is not None:
-            return items.dynamic(items.checked(value, self._named(call)), context.client_of_worker().put)
+            return items.dynamic(items.checked(value, self._named(call)), self.client.put)
         if num_returns is not None and items.is_generator(value):
             return items.collect(value, num_returns)
         return value
+
+    async def _items_in_loop(self, call: ActorCall, value: Any) -> Any:
+        if not hasattr(value, "__anext__"):
+            return self._items_of(call, value)
+        import asyncio
+
+        generator, num_returns = call.option("generator"), call.option("num_returns")
+        if generator == "streaming":
+            sender = self.sender(call)
+            async for item in value:
+                sender.tell(item)
+                if sender.is_full:
+                    await asyncio.get_running_loop().run_in_executor(None, sender.wait_for_room)
+            return None
+        if generator is None and num_returns is None:
+            return value
+        collected: list[Any] = []
+        async for item in value:
+            collected.append(item)
+            if generator is None and len(collected) > num_returns:
+                break
+        return self._items_of(call, iter(collected))
+
+    def sender(self, call: ActorCall) -> items.Sender:
+        """Of the items of a call that streams."""
+        return items.Sender(self.worker, call.task_id, call.option("backpressure") or 0)
+
+    @property
+    def client(self) -> Client:
+        """What it talks to the supervisor by, as a task does."""
+        return context.client_of_worker()
 
     def _named(self, call: ActorCall) -> dict[str, Any]:
         return {"name": f"{self.label}.{call.of['name']}", "generator": call.option("generator")}
@@ -584,26 +619,6 @@ class Async(Threaded):
             else:
                 ends, fds = self.failed(call, error, retry)
         self.told_end(call, ends, fds, began)
-
-    async def _items_in_loop(self, call: ActorCall, value: Any) -> Any:
-        if not hasattr(value, "__anext__"):
-            return self._items_of(call, value)
-        generator, num_returns = call.option("generator"), call.option("num_returns")
-        if generator == "streaming":
-            sender = items.Sender(self.worker, call.task_id, call.option("backpressure") or 0)
-            async for item in value:
-                sender.tell(item)
-                if sender.is_full:
-                    await self._loop.run_in_executor(None, sender.wait_for_room)
-            return None
-        if generator is None and num_returns is None:
-            return value
-        collected: list[Any] = []
-        async for item in value:
-            collected.append(item)
-            if generator is None and len(collected) > num_returns:
-                break
-        return self._items_of(call, iter(collected))
 
     def say_soon(self, data: bytes) -> None:
         """What ends in one turn of the loop is told in one message."""

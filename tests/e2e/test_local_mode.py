@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from kernels import Cell, Kernel
 
 import jupyter_tasks as jt
 from jupyter_tasks.exceptions import (
+    ActorAlreadyExistsError,
+    ActorDiedError,
     ObjectLostError,
     TaskError,
     UnserializableError,
@@ -656,6 +659,283 @@ def test_post_mortem_of_a_program_shows_the_tasks_frames(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=True)
     assert "(5)task()" in done.stdout.replace("(6)task()", "(5)task()")
     assert "41" in done.stdout
+
+
+# -- actors -----------------------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """Made remote where it is used."""
+
+    def __init__(self, start: Any = 0) -> None:
+        self.value = start
+
+    def add(self, n: Any) -> Any:
+        self.value += n
+        return self.value
+
+    def divides(self, by: int) -> float:
+        below = by
+        return self.value / below
+
+    def makes(self, n: int) -> Iterator[int]:
+        yield from range(n)
+
+    @jt.method(num_returns=2)
+    def pair(self) -> Any:
+        return [1, 2]
+
+    def leaves(self) -> None:
+        jt.exit_actor()
+
+    def exits(self) -> None:
+        sys.exit(3)
+
+
+def test_an_actor_is_made_and_called_in_place(local: None) -> None:
+    """In the caller's stack, by its own code; the state stays. Nothing is started."""
+    processes, threads = marked_processes(), threading.active_count()
+    counter = jt.remote(Counter).remote(5)
+    assert jt.get([counter.add.remote(1), counter.add.remote(2)]) == [6, 8]
+    seen: list[Any] = []
+
+    class Looks:
+        def __init__(self) -> None:
+            seen.append(jt.get_runtime_context().get_actor_id())
+
+        def stack(self) -> None:
+            seen.extend(frame.f_code for frame, _ in traceback.walk_stack(sys._getframe()))
+
+    looks = jt.remote(Looks).remote()
+    looks.stack.remote()
+    assert seen[0] == looks._jt_ref.task_id
+    assert test_an_actor_is_made_and_called_in_place.__code__ in seen
+    assert Looks.stack.__code__ in seen
+    assert (marked_processes(), threading.active_count()) == (processes, threads)
+
+
+def test_an_actor_knows_where_it_is(local: None) -> None:
+    class Knows:
+        def tells(self) -> Any:
+            context = jt.get_runtime_context()
+            return context.get_actor_id(), context.get_actor_name(), context.get_task_name(), context.get_task_id()
+
+        def itself(self) -> Any:
+            return jt.get_runtime_context().current_actor
+
+    knows = jt.remote(Knows).options(name="known").remote()
+    ref = knows.tells.remote()
+    assert jt.get(ref) == (knows._jt_ref.task_id, "known", "known.tells", ref.task_id)
+    assert jt.get(knows.itself.remote()) == knows
+    assert jt.get_runtime_context().get_actor_id() is None
+    (record,) = jt.list_actors()
+    assert (record["name"], record["class_name"], record["state"]) == ("known", "Knows", "alive")
+    assert {task["kind"] for task in jt.tasks()} == {"actor", "call"}
+
+
+def test_values_of_actors_are_copied_and_handles_pass(local: None) -> None:
+    """Arguments and results; what cannot be sent is an error. A handle in a value is the same actor."""
+    rows = [1]
+    counter = jt.remote(Counter).remote(rows)
+    result = jt.get(counter.add.remote([2]))
+    assert (result, rows) == ([1, 2], [1])
+    result.append(3)
+    assert jt.get(counter.add.remote([])) == [1, 2]
+    with pytest.raises(UnserializableError, match=r"_thread\.lock"):
+        counter.add.remote([threading.Lock()])
+
+    def calls(box: list[Any]) -> Any:
+        return jt.get(box[0].add.remote([4]))
+
+    assert jt.get(jt.remote(calls).remote([counter])) == [1, 2, 4]
+    kept = jt.put({"actor": counter})
+    del counter
+    assert jt.get(jt.get(kept)["actor"].add.remote([])) == [1, 2, 4]
+    numbers = jt.remote(Counter).remote(jt.remote(double).remote(2))
+    assert jt.get(numbers.add.remote(jt.remote(double).remote(3))) == 10
+
+
+def test_a_thread_actor_shares_its_objects_in_place(local: None) -> None:
+    rows = [1]
+    counter = jt.remote(Counter).options(executor="thread").remote(rows)
+    with pytest.raises(TaskError) as caught:
+        jt.get(counter.exits.remote())
+    assert caught.value.type_name == "SystemExit"
+    assert jt.get(counter.add.remote([threading.get_ident()])) is rows
+    assert rows == [1, threading.get_ident()]
+
+
+def test_methods_with_options_generators_and_coroutines(local: None) -> None:
+    counter = jt.remote(Counter).remote()
+    assert [jt.get(ref) for ref in counter.makes.remote(3)] == [0, 1, 2]
+    assert jt.get(list(jt.get(counter.makes.options(num_returns="dynamic").remote(2)))) == [0, 1]
+    assert jt.get(counter.pair.remote()) == [1, 2]
+    assert counter.add.options(num_returns=0).remote(1) is None
+    with pytest.raises(TypeError, match=r"Counter\.add\(\): "):
+        counter.add.remote()
+
+    class Async:
+        async def sleeps(self) -> str:
+            await asyncio.sleep(0)
+            return "slept"
+
+        async def makes(self) -> AsyncIterator[int]:
+            yield 1
+
+    made = jt.remote(Async).remote()
+    assert jt.get(made.sleeps.remote()) == "slept"
+    assert [jt.get(ref) for ref in made.makes.remote()] == [1]
+
+
+def test_an_actors_errors_and_retries(local: None) -> None:
+    """With the frames of the method; the actor goes on."""
+    counter = jt.remote(Counter).remote(1)
+    with pytest.raises(ZeroDivisionError) as caught:
+        jt.get(counter.divides.remote(0))
+    assert isinstance(caught.value, TaskError)
+    assert names_of(caught.value)[-1] == "divides"
+    tries: list[int] = []
+
+    class Flaky:
+        @jt.method(retry_exceptions=[ValueError], max_task_retries=1)
+        def tries(self) -> int:
+            tries.append(1)
+            if len(tries) < 2:
+                raise ValueError("again")
+            return len(tries)
+
+    assert jt.get(jt.remote(Flaky).remote().tries.remote()) == 2
+    tries.clear()
+    with pytest.raises(ValueError, match="again"):
+        jt.get(jt.remote(Flaky).remote().tries.options(max_task_retries=0).remote())
+    assert jt.get(counter.add.remote(1)) == 2
+
+
+def test_a_constructor_that_raises_in_place(local: None) -> None:
+    """Each call raises, and ends in the constructor's frames. Or its argument has failed."""
+
+    class Broken:
+        def __init__(self, by: Any) -> None:
+            self.x = 1 / by
+
+        def call(self) -> None: ...
+
+    broken = jt.remote(Broken).remote(0)
+    for _ in range(2):
+        with pytest.raises(
+            ActorDiedError, match="its constructor raised ZeroDivisionError: division by zero"
+        ) as caught:
+            jt.get(broken.call.remote())
+    assert names_of(caught.value)[-1] == "__init__"
+    assert jt.list_actors()[0]["state"] == "dead"
+    needs = jt.remote(Broken).remote(jt.remote(divide).remote(0))
+    with pytest.raises(ZeroDivisionError):
+        jt.get(needs.call.remote())
+
+
+def test_the_ends_of_an_actor_in_place(local: None) -> None:
+    """By itself, by kill, by terminate, with its last handle: later calls raise what they raise otherwise."""
+    counter = jt.remote(Counter).remote()
+    for _ in range(2):
+        with pytest.raises(ActorDiedError, match=r"\(Counter\) has ended: it has left"):
+            jt.get(counter.leaves.remote())
+    with pytest.raises(ActorDiedError, match=r"it has left, by sys\.exit\(3\)"):
+        jt.get(jt.remote(Counter).remote().exits.remote())
+    with pytest.raises(TypeError, match="exit_actor"):
+        jt.exit_actor()
+
+    class Catches:
+        def __init__(self, now: bool) -> None:
+            if now:
+                self.stays()
+
+        def stays(self) -> str:
+            try:
+                jt.exit_actor()
+            except SystemExit:
+                return "stays"
+
+    for now in (True, False):
+        with pytest.raises(ActorDiedError, match="it has left"):
+            jt.get(jt.remote(Catches).remote(now).stays.remote())
+    counter = jt.remote(Counter).remote()
+    jt.kill(counter)
+    jt.kill(counter)
+    with pytest.raises(ActorDiedError, match="it was killed"):
+        jt.get(counter.add.remote(1))
+    counter = jt.remote(Counter).remote()
+    end = counter.terminate()
+    assert jt.get(end) is None
+    with pytest.raises(ActorDiedError, match=r"terminate\(\) was called"):
+        jt.get(counter.add.remote(1))
+    assert [task["state"] for task in jt.tasks() if task["kind"] == "actor"][-2:] == ["cancelled", "completed"]
+    assert {actor["state"] for actor in jt.list_actors()} == {"dead"}
+
+    class Ends:
+        def kills(self) -> str:
+            jt.kill(jt.get_runtime_context().current_actor)
+            return "went on"
+
+        def terminates(self) -> str:
+            jt.get_runtime_context().current_actor.terminate()
+            return "went on"
+
+    with pytest.raises(ActorDiedError, match="it was killed"):
+        jt.get(jt.remote(Ends).remote().kills.remote())
+    assert jt.get(jt.remote(Ends).remote().terminates.remote()) == "went on"
+
+
+def test_with_its_last_handle_an_instance_in_place_is_gone(local: None) -> None:
+    """At once; a handle that it has of itself does not keep it, one in a value does."""
+    gone: list[str] = []
+
+    class Watched:
+        def __init__(self, name: str) -> None:
+            weakref.finalize(self, gone.append, name)
+
+        def keeps_itself(self) -> Any:
+            self.me = jt.get_runtime_context().current_actor
+            return [self.me]
+
+    watched = jt.remote(Watched).options(name="watched").remote("first")
+    kept = watched.keeps_itself.remote()
+    del watched
+    gc.collect()
+    assert gone == []
+    assert jt.get_actor("watched") == jt.get(kept)[0]
+    del kept
+    gc.collect()
+    assert gone == ["first"]
+    with pytest.raises(ValueError, match="no actor named 'watched'"):
+        jt.get_actor("watched")
+    assert jt.list_actors()[0]["state"] == "dead"
+
+
+def test_names_of_actors_in_place(local: None) -> None:
+    remote = jt.remote(Counter).options(name="one")
+    counter = remote.remote(1)
+    assert jt.get_actor("one") == counter
+    assert remote.options(get_if_exists=True).remote(7) == counter
+    with pytest.raises(ActorAlreadyExistsError, match="There is an actor named 'one' already"):
+        remote.remote(7)
+    assert jt.get(counter.add.remote(1)) == 2
+    jt.kill(counter)
+    assert jt.get(remote.remote(7).add.remote(1)) == 8
+
+
+def test_calls_of_actors_are_members_of_groups(local: None) -> None:
+    counter = jt.remote(Counter).remote()
+    with jt.TaskGroup() as group:
+        counter.add.remote(1)
+    assert [task["kind"] for task in group.tasks] == ["call"]
+    assert group.state == "completed"
+
+
+def test_handles_of_a_local_session_that_has_ended(local: None) -> None:
+    counter = jt.remote(Counter).remote()
+    jt.shutdown()
+    with pytest.raises(ObjectLostError, match="session of this actor has ended"):
+        counter.add.remote(1)
 
 
 # -- cells, in a kernel -----------------------------------------------------------------------------------------------

@@ -276,6 +276,7 @@ def test_it_knows_where_it_is() -> None:
 
     ref = looks.remote()
     assert jt.get(ref) == (ref.task_id, "looks", False, 0)
+    assert jt.get(jt.remote(executor="thread")(lambda: jt.get_runtime_context().get_actor_id()).remote()) is None
     assert jt.get_runtime_context().get_task_id() is None
 
 
