@@ -10,6 +10,7 @@ that were submitted. What a handle knows of the class is text (`_Meta`), so whoe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -46,6 +47,7 @@ _ACTOR_OPTIONS = frozenset(
     {
         "executor",
         "get_if_exists",
+        "lifetime",
         "max_concurrency",
         "max_restarts",
         "max_task_retries",
@@ -125,22 +127,51 @@ class ActorClass:
         self._check(args, kwargs)
         name = self._options.get("name")
         namespace = self._options.get("namespace") or DEFAULT_NAMESPACE
+        if name is not None and self._options.get("lifetime") == "detached":
+            return self._remote_detached(args, kwargs, name, namespace)
         client = session.current_client()
         if name is None:
             return self._make(client, args, kwargs, "", namespace)
         while True:
-            if self._options.get("get_if_exists") and (found := _find(client, name, namespace)) is not None:
-                return found
+            found = _find(client, name, namespace) or _find_detached(name, namespace)
+            if found is not None:
+                if self._options.get("get_if_exists"):
+                    return found
+                raise _exists(name)
             handle = self._make(client, args, kwargs, name, namespace)
             if client.request("actor_made", id=handle._jt_ref.id):
                 return handle
             if self._thread:
                 client.threads.forget_actor(handle._jt_ref.id)
             if not self._options.get("get_if_exists"):
-                raise exceptions.ActorAlreadyExistsError(
-                    f"There is an actor named {name!r} already. Use jt.get_actor({name!r}), get_if_exists=True, or end "
-                    f"that one: jt.kill(jt.get_actor({name!r}))."
-                )
+                raise _exists(name)
+
+    def _remote_detached(self, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, namespace: str) -> ActorHandle:
+        """In a supervisor of its own."""
+        from jupyter_tasks import detached
+
+        detached.check_place(name)
+        functions.check_demand(self._options, launch.default_total(), name)
+        args, kwargs = detached.by_value(args, kwargs, name)
+        label = f"{self._cls.__module__}.{self._cls.__qualname__}"
+        while True:
+            found = None
+            if session.is_initialized():
+                found = _find(session.current_client(), name, namespace)
+            found = found or _find_detached(name, namespace)
+            if found is not None and self._options.get("get_if_exists"):
+                return found
+            if found is not None:
+                raise _exists(name)
+            try:
+                with detached.Starting(name, namespace, kind="actor", label=label) as starting:
+                    handle = self._make(starting.client, args, kwargs, name, namespace)
+                    starting.keep([handle._jt_ref])
+            except detached.NameTakenError as error:
+                if error.kind == "actor" and self._options.get("get_if_exists"):
+                    continue  # somebody was faster
+                raise exceptions.ActorAlreadyExistsError(str(error)) from None
+            return _as_detached(handle, starting.entry)
 
     def _make(
         self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, namespace: str
@@ -156,7 +187,7 @@ class ActorClass:
                 "max_task_retries": self._options.get("max_task_retries") or 0,
             },
         }
-        if self._options.get("memory") is not None:
+        if self._options.get("memory") is not None or self._options.get("lifetime") == "detached":
             options["announce"] = True
         functions.check_demand(self._options, client.settings["total"], label)
         if self._thread:
@@ -367,8 +398,6 @@ def _sources(cls: type) -> dict[str, str]:
 
 def _checked_actor_options(options: dict[str, Any], name: str) -> dict[str, Any]:
     for option, value in options.items():
-        if option == "lifetime" and value in (None, "non_detached"):
-            continue
         if option not in _ACTOR_OPTIONS:
             from jupyter_tasks.ray_options import what_instead
 
@@ -388,6 +417,13 @@ def _checked_actor_options(options: dict[str, Any], name: str) -> dict[str, Any]
                 raise ValueError(f"{option} must not be empty.")
         elif option == "get_if_exists" and not isinstance(value, bool):
             raise TypeError(f"get_if_exists must be True or False, but is {value!r}.")
+    if options.get("lifetime") not in (None, "non_detached", "detached"):
+        raise ValueError(f"lifetime must be None or 'detached', but is {options['lifetime']!r}.")
+    if options.get("lifetime") == "detached":
+        if not options.get("name"):
+            raise ValueError(f"{name}: lifetime='detached' needs a name, by which it is found again: name='...'.")
+        if options.get("executor") == "thread":
+            raise ValueError(f"{name}: lifetime='detached' is for executor='process'; a thread ends with its process.")
     if options.get("get_if_exists") and not options.get("name"):
         raise ValueError("get_if_exists=True needs a name: it is the name that may exist.")
     plain = {"num_cpus", "num_gpus", "resources", "memory", "executor"}
@@ -395,7 +431,7 @@ def _checked_actor_options(options: dict[str, Any], name: str) -> dict[str, Any]
     functions._check_executor(options, name)
     if options.get("executor") == "thread" and options.get("max_restarts"):
         raise ValueError(f"{name}: max_restarts is for executor='process'; a thread cannot end without its process.")
-    return {key: value for key, value in options.items() if key != "lifetime"}
+    return dict(options)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
@@ -576,9 +612,10 @@ class ActorHandle:
     name goes before it. `jt.kill(handle)` ends it at once. Two handles of one actor are equal.
     """
 
-    __slots__ = ("__weakref__", "_jt_label", "_jt_meta", "_jt_ref")
+    __slots__ = ("__weakref__", "_jt_entry", "_jt_label", "_jt_meta", "_jt_ref")
 
     def __init__(self, ref: ObjectRef, label: str, text: str) -> None:
+        self._jt_entry: Any = None  # of a detached actor: that of the registry
         self._jt_ref = ref
         self._jt_label = label
         self._jt_meta = _meta_of(text, label)
@@ -620,6 +657,8 @@ class ActorHandle:
         return f"<ActorHandle {show_id(self._jt_ref.id)} {self._jt_meta.class_name}{name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._jt_entry is not None:  # whoever gets it finds the actor in the registry
+            return _attached, (self._jt_label, self._jt_entry.namespace, self._jt_entry.mark)
         return ActorHandle, (self._jt_ref, self._jt_label, self._jt_meta.text)
 
     def __copy__(self) -> ActorHandle:
@@ -638,6 +677,54 @@ def current_handle(host: Any) -> ActorHandle:
     return ActorHandle(ref, host.label, to_json(host.class_meta).decode())
 
 
+def _exists(name: str) -> exceptions.ActorAlreadyExistsError:
+    return exceptions.ActorAlreadyExistsError(
+        f"There is an actor named {name!r} already. Use jt.get_actor({name!r}), get_if_exists=True, or end that one: "
+        f"jt.kill(jt.get_actor({name!r}))."
+    )
+
+
+def _as_detached(handle: ActorHandle, entry: Any) -> ActorHandle:
+    handle._jt_entry = entry
+    handle._jt_ref._client.epitaph = {
+        "type": "actor_died",
+        "actor_id": show_id(handle._jt_ref.id),
+        "actor": handle._jt_label,
+        "why": "it was killed, or has left",
+    }
+    return handle
+
+
+def _find_detached(name: str, namespace: str) -> ActorHandle | None:
+    """The detached actor of this name, of any process of this user on this host."""
+    from jupyter_tasks import detached
+
+    for entry in detached.entries("actor"):
+        if (entry.name, entry.namespace) == (name, namespace):
+            with contextlib.suppress(exceptions.ObjectLostError):  # it has just ended
+                return _attach(entry)
+    return None
+
+
+def _attach(entry: Any) -> ActorHandle:
+    from jupyter_tasks import detached
+
+    client = detached.client_of(entry)
+    (ref,) = detached.bring(entry, actor=True)
+    found = client.request("get_actor", name=entry.name, namespace=entry.namespace, id=ref.id)
+    return _as_detached(ActorHandle(ref, entry.name, to_json(found["class"]).decode()), entry)
+
+
+def _attached(name: str, namespace: str, mark: str) -> ActorHandle:
+    """A handle of a detached actor that has arrived in this process."""
+    from jupyter_tasks import detached
+
+    for entry in detached.entries("actor"):
+        if entry.mark == mark:
+            return _attach(entry)
+    raise exceptions.ActorDiedError(f"The detached actor {name!r} has ended.", name=name)
+
+
 # -- verbs ----------------------------------------------------------------------------------------------------------
 
 
@@ -650,7 +737,7 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     if not isinstance(name, str) or not name:
         raise ValueError(f"get_actor() takes the name of an actor, not {name!r}.")
     namespace = namespace or DEFAULT_NAMESPACE
-    found = _find(session.current_client(), name, namespace)
+    found = _find(session.current_client(), name, namespace) or _find_detached(name, namespace)
     if found is None:
         names = [actor["name"] for actor in list_actors() if actor["name"] and actor["namespace"] == namespace]
         known = ", ".join(sorted(names)) or "none"
@@ -687,7 +774,11 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
         hint = " To stop a task, use jt.cancel(ref), or jt.cancel(ref, force=True)." if _is_ref(actor) else ""
         raise ValueError(f"kill() takes the handle of an actor, not {type(actor).__name__}.{hint}")
     ref = actor._jt_ref
-    if not ref._client.closed:
+    if actor._jt_entry is not None and no_restart:
+        from jupyter_tasks import detached
+
+        detached.end(actor._jt_entry)
+    elif not ref._client.closed:
         ref._client.request("kill", timeout=None, id=ref.id, no_restart=bool(no_restart), reason="")
         ref._client.drain_events()  # one in a thread of this process has heard of it, too
 
@@ -729,9 +820,12 @@ def list_actors() -> list[dict[str, Any]]:
         constructor has not ended, "alive", "restarting", "ending", "dead"), "pid" (None if it has no process),
         "restarts", and more.
     """
-    if not session.is_initialized():
-        return []
-    records = session.current_client().request("actors")
+    from jupyter_tasks import detached
+
+    records: list[dict[str, Any]] = []
+    if session.is_initialized():
+        records = session.current_client().request("actors")
+    records += detached.records("actor")
     return [
         {
             "actor_id": record["task_id"],
@@ -743,6 +837,8 @@ def list_actors() -> list[dict[str, Any]]:
             },
             "max_concurrency": record["concurrency"],
             "executor": record.get("executor", "process"),
+            "lifetime": "detached" if record.get("detached") else None,
         }
         for record in records
+        if "life" in record  # one that does not answer says nothing
     ]

@@ -167,6 +167,8 @@ class Client:
         self.namespace: dict[str, Any] | None = None  # the notebook's, for functions that come back
         self.listener: Listener | None = None
         self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
+        # Of one that was there for an actor alone: what calls say when it is lost, as a FAILURE's record.
+        self.epitaph: dict[str, Any] | None = None
         self.parent: Callable[[], int] | None = None  # id of the task that submits, 0 for none
         self.closed = False
         self.failures = 0  # grows with each ref that fails; whoever waits for many looks at them when it has grown
@@ -451,6 +453,9 @@ class Client:
             refs = self._threads.submit_call(actor, head, args, kwargs, label, options, num_returns, retry)
             assert not isinstance(refs, ObjectRefGenerator)
             return refs
+        if self.closed and self.epitaph is not None:
+            dead = [self._dead_call(actor, label) for _ in range(num_returns)]
+            return dead[0] if num_returns == 1 else dead
         if self.parent is not None or current_group.get() is not None:
             options = self.belonging(options)
         if options is None and not kwargs and num_returns == 1 and all(type(arg) in _SIMPLE for arg in args):
@@ -467,6 +472,13 @@ class Client:
         for ref in refs if isinstance(refs, list) else [refs]:
             ref._actor = actor
         return refs
+
+    def _dead_call(self, actor: int, label: str) -> ObjectRef:
+        """A call of an actor that has ended, with its supervisor."""
+        ref = ObjectRef(self, next(self._ids), label)
+        ref._actor = actor
+        ref._body, ref._kind = to_json(self.epitaph), Kind.FAILURE
+        return ref
 
     def submit_call_stream(
         self,
@@ -1269,6 +1281,8 @@ class Client:
     def _lost_record(self) -> bytes:
         wanted = self._closing or self._shut_down
         why = self.on_lost() if self.on_lost is not None and not wanted else ""
+        if self.epitaph is not None and not wanted:
+            return to_json(self.epitaph)
         return to_json({"type": "gone", "shutdown": wanted, "why": why})
 
     def hang_up(self) -> None:

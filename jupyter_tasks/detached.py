@@ -243,7 +243,15 @@ def check_place(what: str) -> None:
 
 
 class NameTakenError(ValueError):
-    """Something detached has this name already."""
+    """Something detached has this name already.
+
+    Attributes:
+        kind: "task" or "actor".
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Starting:
@@ -294,7 +302,8 @@ class Starting:
                 how = f"jt.get_{entry.kind}({entry.name!r}) finds it, %tasks kill {word} ends it"
                 raise NameTakenError(
                     f"There is a detached {entry.kind} {entry.shown} already, since "
-                    f"{time.strftime('%d %b %H:%M', time.localtime(entry.created))}. {how}; or choose another name."
+                    f"{time.strftime('%d %b %H:%M', time.localtime(entry.created))}. {how}; or choose another name.",
+                    entry.kind,
                 )
 
     def __enter__(self) -> Starting:
@@ -366,11 +375,11 @@ def get_task(name: str, namespace: str | None = None) -> Any:
     return refs if len(refs) > 1 and not entry.outs else refs[0]
 
 
-def bring(entry: Entry) -> list[ObjectRef]:
+def bring(entry: Entry, *, actor: bool = False) -> list[ObjectRef]:
     """The refs of all that the task returns; of a cell, first that of its value, then those of `entry.outs`."""
     client = client_of(entry)
     kept = _kept(client, entry)
-    refs = [client.hold(kept["id"] + i) for i in range(kept["count"])]
+    refs = [client.hold(kept["id"] + i, actor=kept["id"] if actor else 0) for i in range(kept["count"])]
     labels = [entry.name, *(f"{out} of {entry.name}" for out in entry.outs)]
     for i, ref in enumerate(refs):
         ref.label = ref.label or (labels[i] if i < len(labels) else entry.name)
@@ -389,9 +398,9 @@ def _kept(client: Client, entry: Entry) -> dict[str, Any]:
         time.sleep(LOOK)
 
 
-def records() -> list[dict[str, Any]]:
-    """What `jt.tasks()` tells of detached tasks: also "detached", "namespace", "outs" and "outputs"."""
-    return [record for entry in entries("task") if (record := record_of(entry)) is not None]
+def records(kind: str | None = None) -> list[dict[str, Any]]:
+    """What `jt.tasks()` tells of detached tasks and actors: also "detached", "namespace", "outs" and "outputs"."""
+    return [record for entry in entries(kind) if (record := record_of(entry)) is not None]
 
 
 def record_of(entry: Entry) -> dict[str, Any] | None:
@@ -403,7 +412,7 @@ def record_of(entry: Entry) -> dict[str, Any] | None:
     except exceptions.JupyterTasksError as error:
         if not registry.is_alive(entry):
             return None
-        silent = {"id": 0, "task_id": f"{entry.pid}-?", "name": entry.name, "kind": "task", "state": "unreachable"}
+        silent = {"id": 0, "task_id": f"{entry.pid}-?", "name": entry.name, "kind": entry.kind, "state": "unreachable"}
         return {**silent, "elapsed_s": 0.0, "lingers": False, "kept": False, "why": str(error), **facts}
     return {**answer["record"], "outputs": answer["outputs"], **facts} if answer is not None else None
 

@@ -30,6 +30,9 @@ class ActorMagics(Magics):  # type: ignore[misc]  # IPython is untyped
     @argument("--thread", action="store_true", help="in the kernel: it shares the notebook's objects")
     @argument("--register", metavar="NAME", help="others find it by jt.get_actor(NAME)")
     @argument("--namespace", metavar="NAME", help="... in this namespace")
+    @argument(
+        "--detach", action="store_true", help="it outlives the kernel; jt.get_actor(NAME) finds it in the next one"
+    )
     @argument("--get-if-exists", action="store_true", help="take the living actor of that name, if there is one")
     @argument("--cpus", type=arguments.not_negative, metavar="N", help="slots that it holds (default 0)")
     @argument("--gpus", type=arguments.not_negative, metavar="N", help="GPUs that it holds (default 0)")
@@ -67,7 +70,8 @@ class ActorMagics(Magics):  # type: ignore[misc]  # IPython is untyped
 
     def _make(self, made: Any, args: Any) -> ActorHandle:
         options = {
-            "name": args.register,
+            "name": args.register or (args.name if args.detach else None),
+            "lifetime": "detached" if args.detach else None,
             "namespace": args.namespace,
             "get_if_exists": args.get_if_exists or None,
             "max_concurrency": args.max_concurrency,

@@ -138,8 +138,9 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
             raise UsageError(f"%tasks: {error}.") from None
         if not words or words[0] == "list":
             print(_table(sorted(api.tasks(), key=lambda record: int(record["id"]))))
-            for entry in detached.elsewhere("task"):
-                print(f"detached task {entry.shown} is on host {entry.hostname}; it can be reached from there only")
+            for entry in detached.elsewhere():
+                where = f"on host {entry.hostname}; it can be reached from there only"
+                print(f"detached {entry.kind} {entry.shown} is {where}")
             for group in _live_groups():
                 print(f"group {group['name']} ({group['group_id']}): {group['state']}, {show_counts(group)}")
             return
@@ -245,7 +246,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         for record in self._find(names, live=True) if names else []:
             who = f"Task {record['task_id']} ({record['name']})"
             if force and record.get("detached"):
-                detached.kill(record["name"], record["namespace"])
+                detached.kill(record["name"], record["namespace"], kind=_kind_of(record))
                 print(f"{who}: ended, and its result forgotten.")
             elif not _is_live(record):
                 print(f"{who} is over: {record['state']}.")
@@ -268,7 +269,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         tasks = self._find(names, live=False) if names else []
         for record in tasks:
             if record.get("detached"):
-                ref, *_ = detached.bring(detached.find(record["name"], record["namespace"]))
+                entry = detached.find(record["name"], record["namespace"], _kind_of(record))
+                ref, *_ = detached.bring(entry, actor=entry.kind == "actor")
                 ref._client.wait([ref])
         open_ids = {record["id"] for record in tasks if _is_live(record) and not record.get("detached")}
         if open_ids or open_groups:
@@ -449,6 +451,10 @@ MOST_LOG = 1_000_000  # characters that `%tasks logs` prints; a browser suffers 
 _FINAL = frozenset({"cancelled", "completed", "failed", "crashed"})
 
 
+def _kind_of(record: dict[str, Any]) -> str:
+    return "actor" if record["kind"] == "actor" else "task"
+
+
 def _live_groups() -> list[dict[str, Any]]:
     """The records of groups that are not over, oldest first."""
     if not session.is_initialized():
@@ -463,7 +469,7 @@ def _line(record: dict[str, Any]) -> Iterator[Client]:
         yield session.current_client()
         return
     try:
-        entry = detached.find(record["name"], record["namespace"])
+        entry = detached.find(record["name"], record["namespace"], _kind_of(record))
     except ValueError as error:  # it has ended in between
         raise UsageError(f"%tasks: {error}") from None
     with detached.line(entry) as client:

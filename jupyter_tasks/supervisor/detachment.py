@@ -156,6 +156,10 @@ class Detachment:
             return f"The registry {self._registry!r} cannot be written: {error.strerror}."
         return "" if held is None else f"The name {held.shown} is taken by process {held.pid}."
 
+    def is_for(self, id: int) -> bool:
+        """This object is why we are here."""
+        return self.kept is not None and self.kept[0] == id
+
     def leave(self) -> None:
         """Nobody can find us any more."""
         registry.leave(self._registry, self.entry)

@@ -846,6 +846,8 @@ class Supervisor:
             self._show_rest(task.id)
             if task.owner == self._kernel.id:
                 self._plan_rest(0.0)
+            if self._detachment is not None and isinstance(task, Actor) and self._detachment.is_for(task.id):
+                self._end_op({"reason": "its actor has ended"})
         for client in self._hearers(task):
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
 
