@@ -334,7 +334,7 @@ def test_values_of_options_that_are_none(options: dict[str, Any]) -> None:
         jt.remote(Counter).options(**options).remote()
 
 
-@pytest.mark.parametrize("option", ["max_restarts", "max_task_retries", "max_concurrency", "get_if_exists", "lifetime"])
+@pytest.mark.parametrize("option", ["max_restarts", "max_task_retries", "max_concurrency", "get_if_exists"])
 def test_options_of_actors_are_none_of_functions(option: str) -> None:
     """And the message says whose they are."""
     with pytest.raises(TypeError, match="actor"):
