@@ -61,13 +61,14 @@ _TERMINATED = "terminate() was called"
 class Actor(Task):
     """One actor. Changed by the rules alone.
 
-    Invariant: `death` is empty exactly as long as calls are taken in; before it is set, all boxes were emptied.
-    Invariant: a call stands in a box, or in a packet of the actor's lease, or waits for its arguments or next attempt.
+    Invariant: `death` is empty exactly as long as calls are taken in; once it is set, no call waits to be given.
+    Invariant: a call in `calls` stands in a box, or in a packet of the lease, or waits for its arguments or next try.
     """
 
     __slots__ = (
         "asynchronous",
         "boxes",
+        "calls",
         "class_name",
         "concurrency",
         "death",
@@ -107,7 +108,8 @@ class Actor(Task):
         self.methods = list(methods)
         self.concurrency = concurrency
         self.asynchronous = asynchronous
-        self.boxes: dict[int, deque[Call]] = {}  # by client; in no box: calls that are under way, or wait
+        self.calls: dict[int, Call] = {}  # those that are not final, in the order they came
+        self.boxes: dict[int, deque[Call]] = {}  # of these those that may be given; see the module's text
         self.durations = [UNKNOWN_DURATION] * len(methods)  # log2 us of each method's last run
         self.ready = False  # its constructor has ended, and its process lives
         self.lived = False  # its constructor has ended, in the life that is, or that was last
@@ -151,7 +153,7 @@ class Actor(Task):
             "max_restarts": self.spec.max_retries,
             "concurrency": self.concurrency,
             "asynchronous": self.asynchronous,
-            "waiting_calls": sum(len(box) for box in self.boxes.values()),
+            "waiting_calls": sum(call.lease is None for call in self.calls.values()),
         }
 
 
@@ -202,6 +204,7 @@ class ActorRules:
         if actor.death or actor.terminated:
             self._fail(call, now)
             return
+        actor.calls[call.id] = call
         if not actor.in_order:
             if not call.waiting:
                 self.enqueue(call)
@@ -239,7 +242,7 @@ class ActorRules:
     def _serve(self, actor: Actor, now: float) -> None:
         lease = actor.lease
         if actor.death:
-            self._empty_boxes(actor, now)
+            self._fail_waiting(actor, now)
         if lease is None or not actor.ready or lease.retired:
             return
         if actor.exiting:
@@ -255,7 +258,7 @@ class ActorRules:
                 calls.append(heads[0].popleft())
             for at in range(0, len(calls), MOST_AT_ONCE):
                 self._give(lease, calls[at : at + MOST_AT_ONCE])
-        if not lease.packets and not actor.boxes and (actor.terminated or actor.holders <= 0):
+        if not actor.calls and (actor.terminated or actor.holders <= 0):
             self._end_gracefully(actor, now)
 
     def _heads(self, actor: Actor) -> Iterator[deque[Call]]:
@@ -419,13 +422,12 @@ class ActorRules:
         """It will do nothing any more. What it has begun goes on; the rest fails now."""
         if not actor.death:
             actor.death = _death(actor, why)
-        self._empty_boxes(actor, now)
+        self._fail_waiting(actor, now)
 
-    def _empty_boxes(self, actor: Actor, now: float) -> None:
-        while actor.boxes:
-            _, box = actor.boxes.popitem()
-            for call in box:
-                self._fail(call, now)
+    def _fail_waiting(self, actor: Actor, now: float) -> None:
+        actor.boxes.clear()
+        for call in [call for call in actor.calls.values() if call.lease is None]:
+            self._fail(call, now)
 
     def _fail(self, call: Call, now: float) -> None:
         """With what the actor's death says."""
@@ -475,7 +477,7 @@ class ActorRules:
                 self._doom(actor, HOST_GONE if actor.spec.thread else f"its process ended: {why}{more}", now)
             for call in calls:
                 self._fail(call, now)
-            self._empty_boxes(actor, now)
+            self._fail_waiting(actor, now)
             self._finish(actor, died, now)
         else:
             self._restart(actor, calls, why, died, now)
@@ -501,29 +503,30 @@ class ActorRules:
             return
         if actor.restart_asked:
             why = "jt.kill(no_restart=False)"
-        # Of one that was never there, nobody knows anything: what waits, waits for the next one.
-        waiting = [call for client in actor.boxes for call in actor.boxes[client]] if actor.lived else []
-        back: list[Call] = []
-        for call in (*calls, *waiting):
-            if call.state in FINAL:
-                continue
-            if call.state is State.PENDING and call.spec.max_retries:
-                back.append(call)
-            elif call.state is State.RUNNING and scheduler.may_retry(call):
-                scheduler.begin_again(call, why, now)
-                back.append(call)
-            elif call.state is State.CANCELLING:  # what it was asked has come to pass
-                scheduler.conclude(call, Step.STOPPED, {"rung": "kill"}, now)
-            else:
-                self._fail_unavailable(call, why, now)
-        if actor.lived:
+        if actor.lived:  # of one that was never there nobody knows anything: what waits, waits for the next one
+            given = {call.id for call in calls}
+            calls = [*calls, *(call for call in actor.calls.values() if call.lease is None and call.id not in given)]
             actor.boxes.clear()
         actor.lived = False
-        for call in back:
-            if not call.retry_at and (actor.in_order or not call.waiting):
-                actor.boxes.setdefault(call.owner if actor.in_order else _ALL, deque()).append(call)
+        for call in calls:
+            if call.state is State.PENDING and call.spec.max_retries:
+                self._put_back(call)
+            elif call.state is State.RUNNING and scheduler.may_retry(call):
+                scheduler.begin_again(call, why, now)
+                self._put_back(call)
+            elif call.state is State.CANCELLING:  # what it was asked has come to pass
+                scheduler.conclude(call, Step.STOPPED, {"rung": "kill"}, now)
+            elif call.state not in FINAL:
+                self._fail_unavailable(call, why, now)
         actor.restart_asked = False
         scheduler.retry(actor, why, now)
+
+    @staticmethod
+    def _put_back(call: Call) -> None:
+        """For the next life; one that waits for its arguments, or its time, comes by itself."""
+        actor = call.actor
+        if call.retry_at is None and (actor.in_order or not call.waiting):
+            actor.boxes.setdefault(call.owner if actor.in_order else _ALL, deque()).append(call)
 
     def _finish(self, actor: Actor, died: Died | None, now: float) -> None:
         """The actor itself becomes final."""
@@ -553,7 +556,7 @@ class ActorRules:
             self._doom(actor, "it was cancelled before it began", now)
         elif not actor.death:  # an argument of its constructor could not be had: that is what calls raise, too
             actor.death = actor.frame
-            self._empty_boxes(actor, now)
+            self._fail_waiting(actor, now)
         if self._names.get((actor.namespace, actor.name)) == actor.id:
             del self._names[actor.namespace, actor.name]
 
@@ -570,15 +573,18 @@ class ActorRules:
         for task in self._scheduler.live.values():
             if not isinstance(task, Actor):
                 continue
-            assert not (task.death and task.boxes), f"{task.spec.name} is dead, and calls wait for it"
+            waiting = [call for call in task.calls.values() if call.lease is None]
+            assert not (task.death and waiting), f"{task.spec.name} is dead, and calls wait for it"
+            assert all(call.state not in FINAL for call in task.calls.values()), "a call is final, and open"
             assert task.lease is None or task.lease.actor is task, f"{task.spec.name} lives in another's place"
             for box in task.boxes.values():
                 for call in box:
                     assert call.lease is None, f"{show_id(call.id)} waits, and was given"
+                    assert call.state in FINAL or call.id in task.calls, f"{show_id(call.id)} waits, and is unknown"
             idle = task.ready and task.lease is not None and not task.lease.packets and not task.lease.retired
             if idle and not task.exiting:
                 assert not list(self._heads(task)), f"{task.spec.name} has nothing to do, and calls wait"
-                assert task.holders > 0 or task.boxes, f"{task.spec.name} has nothing to do, and nobody wants it"
+                assert task.holders > 0 or task.calls, f"{task.spec.name} has nothing to do, and nobody wants it"
 
 
 def _death(actor: Actor, why: str) -> bytes:

@@ -950,6 +950,7 @@ class Scheduler:
         if task.group is not None:
             self._ended_members.append(task)
         if task.actor is not None:
+            task.actor.calls.pop(task.id, None)
             self.actors.note(task.actor)  # it may have stood before others, in its box
         if task.spec.watched:
             self._out.append(Announce(task))

@@ -538,6 +538,30 @@ def test_the_last_handle_gone_ends_it_when_its_calls_are_done(house: House) -> N
     assert actor.id not in house.scheduler.objects
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_call_that_waits_for_its_arguments_is_done_before_the_actor_ends(house: House, concurrency: int) -> None:
+    actor = house.alive(concurrency=concurrency)
+    dependency = house.running()
+    call = house.call(actor, deps=(dependency.id,))
+    house.event(Released(KERNEL, [actor.id]))
+    assert not house.told(EndActor)
+    house.finish(dependency)
+    assert not house.told(EndActor)
+    house.finish(call)
+    assert call.state is State.COMPLETED
+    assert only(house.told(EndActor), EndActor).lease is actor.lease
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_kill_fails_at_once_what_waits_for_its_arguments(house: House, concurrency: int) -> None:
+    actor = house.alive(concurrency=concurrency)
+    dependency = house.running()
+    call = house.call(actor, deps=(dependency.id,))
+    house.event(ActorKilled(actor.id))
+    assert house.died(call)
+    assert dependency.state is State.RUNNING
+
+
 def test_an_actor_nobody_ever_held_is_made_and_ends(house: House) -> None:
     actor = house.actor()
     house.event(Released(KERNEL, [actor.id]))

@@ -36,7 +36,7 @@ from jupyter_tasks.engine.events import (
     TooMuchMemory,
 )
 from jupyter_tasks.engine.states import FINAL, State
-from jupyter_tasks.wire.frames import DURATION_SHIFT, Flag, Kind, frame, from_json
+from jupyter_tasks.wire.frames import DURATION_SHIFT, Flag, Kind, frame, from_json, show_id
 
 METHODS = 3
 
@@ -65,6 +65,7 @@ class ActorFake(Fake):
         self.questions: dict[int, int] = {}  # kill: serial -> actor
         self.late: list[Call] = []  # submitted when their actor was dead
         self.killed: set[int] = set()  # answered
+        self.wanted_dead: set[int] = set()  # somebody wanted it to end, by kill or terminate
 
     # -- the backend ----------------------------------------------------------------------------------------
 
@@ -332,13 +333,16 @@ class ActorFake(Fake):
         if self.actors:
             serial = next(self.serials)
             id = self.rnd.choice(list(self.actors))
+            self.wanted_dead.add(id)
             self.questions[serial] = id
             restart = self.rnd.random() < 0.4
             self.post(ActorKilled(id, no_restart=not restart, client=1, serial=serial))
 
     def terminate(self) -> None:
         if self.actors:
-            self.post(ActorClosed(self.rnd.choice(list(self.actors))))
+            id = self.rnd.choice(list(self.actors))
+            self.wanted_dead.add(id)
+            self.post(ActorClosed(id))
 
     def something_happens(self) -> None:
         chance = self.rnd.random()
@@ -370,6 +374,10 @@ def judge_calls(fake: ActorFake) -> None:
         record = dict(from_json(task.frame[24:])) if task.frame and task.frame[4] == Kind.FAILURE else {}
         if record.get("type") == "cancelled" and record["rung"] == "pending":
             assert fake.begun[task.id] == task.attempt, f"{task.id} was cancelled before it started, and ran"
+        actor = task.actor
+        if actor.state is State.COMPLETED and actor.id not in fake.exits | fake.wanted_dead:
+            lost = record.get("type") == "actor_died" and record["actor_id"] == show_id(actor.id)
+            assert not lost, "the last handle was dropped, and a call with it"
         again = fake.begun[task.id] - 1
         assert again <= fake.crashes[task.id] + fake.errors[task.id], f"{task.id} ran again without a reason"
     for call in fake.late:
