@@ -18,6 +18,7 @@ them) and while its task waits, and they are free when its place is gone, not be
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
@@ -151,6 +152,8 @@ class Scheduler:
         self.objects: dict[int, Entry] = {}  # every entry that is held or not final
         self.live: dict[int, Task] = {}  # every task that is not final
         self.history: deque[Task] = deque(maxlen=HISTORY)  # final tasks, oldest first, without values
+        # Calls of actors, which may be many: what else there was must not be forgotten for them.
+        self.past_calls: deque[Task] = deque(maxlen=HISTORY)
         self.groups: dict[int, Group] = {}  # those that are not final
         self.leases: dict[int, Lease] = {}
         self.queued = 0  # tasks in the queues, counting those cancelled meanwhile
@@ -946,7 +949,7 @@ class Scheduler:
             self._out.append(Drop(task.call_fds))
             task.call_fds = ()
         task.call = b""
-        self.history.append(task)
+        (self.history if task.actor is None else self.past_calls).append(task)
         if task.group is not None:
             self._ended_members.append(task)
         if task.actor is not None:
@@ -1732,7 +1735,8 @@ class Scheduler:
         task = self.live.get(id)
         if task is not None:
             return task
-        return next((task for task in reversed(self.history) if task.id == id), None)
+        past = itertools.chain(reversed(self.history), reversed(self.past_calls))
+        return next((task for task in past if task.id == id), None)
 
     def story(self, id: int) -> list[Chapter] | None:
         """What happened to a task, from its submission on; None for one that nobody remembers."""
@@ -1755,21 +1759,22 @@ class Scheduler:
             if len(live) >= limit:
                 break
             live.append(task)
-        return [*live, *self.history]
+        return [*live, *self.history, *self.past_calls]
 
     def clear(self, ids: Iterable[int] | None = None, lingering: Container[int] = ()) -> int:
         """Forgets finished tasks (their values stay with their refs), of those that linger only these. Returns how
         many."""
-        before = len(self.history)
+        before = len(self.history) + len(self.past_calls)
         wanted = None if ids is None else set(ids)
-        kept = [
-            t
-            for t in self.history
-            if (t.lease is not None and t.id not in lingering) or (wanted is not None and t.id not in wanted)
-        ]
-        self.history.clear()
-        self.history.extend(kept)
-        return before - len(kept)
+        for past in (self.history, self.past_calls):
+            kept = [
+                t
+                for t in past
+                if (t.lease is not None and t.id not in lingering) or (wanted is not None and t.id not in wanted)
+            ]
+            past.clear()
+            past.extend(kept)
+        return before - len(self.history) - len(self.past_calls)
 
 
 def _is_only_asked(task: Task) -> bool:

@@ -1126,7 +1126,7 @@ class Supervisor:
             "actors": actors,
             "queued": self._scheduler.queued,
             "objects": len(self._scheduler.objects),
-            "history": len(self._scheduler.history),
+            "history": len(self._scheduler.history) + len(self._scheduler.past_calls),
             "fds": len(os.listdir("/proc/self/fd")) if platform.IS_LINUX else -1,
             **self._backend.statistics(),
         }

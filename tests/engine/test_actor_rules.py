@@ -43,6 +43,7 @@ from jupyter_tasks.engine.events import (
 )
 from jupyter_tasks.engine.events import Entry as Object
 from jupyter_tasks.engine.groups import Group, GroupState
+from jupyter_tasks.engine.scheduler import HISTORY
 from jupyter_tasks.engine.states import State
 from jupyter_tasks.wire.frames import Flag, Kind, frame, from_json
 
@@ -731,6 +732,18 @@ def test_a_call_that_is_run_again_after_an_error_comes_first(house: House) -> No
     assert house.given(actor)[0] == first.id
     assert actor.attempt == 0
     assert third.state is State.PENDING
+
+
+def test_many_calls_do_not_push_tasks_out_of_the_history(house: House) -> None:
+    actor = house.alive()
+    task = house.running()
+    house.finish(task)
+    for _ in range(HISTORY + 1):
+        house.finish(house.call(actor))
+    assert house.scheduler.find(task.id) is task
+    assert len(house.scheduler.tasks()) == HISTORY + 2
+    assert house.scheduler.clear() == HISTORY + 1
+    assert house.scheduler.tasks() == [actor]
 
 
 def test_ends_of_further_values_of_a_call(house: House) -> None:
