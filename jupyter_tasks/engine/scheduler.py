@@ -808,7 +808,9 @@ class Scheduler:
                 else:
                     self._tell(told)  # in order: what an interrupted cell gives back comes before its end
                     told = {}
-                    self._interrupted(lease, task, end, now)
+                    # The flags of another kind mean something else.
+                    plain = end if end.kind == Kind.INTERRUPTED else end._replace(flags=0)
+                    self._interrupted(lease, task, plain, now)
                 continue
             if task.actor is None:
                 durations[task.fn] = end.flags >> DURATION_SHIFT

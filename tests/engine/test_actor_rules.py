@@ -261,6 +261,19 @@ def test_a_running_call_is_asked_and_nothing_more(house: House, force: bool) -> 
     assert actor.state is State.RUNNING
 
 
+@pytest.mark.parametrize("flags", [0, Flag.RETRYABLE])
+def test_a_call_that_was_asked_and_raises_is_cancelled_and_the_actor_goes_on(house: House, flags: int) -> None:
+    """Also when it raises what it would be run again for."""
+    actor = house.alive(retries=3)
+    call = house.call(actor)
+    house.start(call)
+    house.cancel(call)
+    assert not [i for i in house.finish(call, Kind.ERROR, flags=flags) if isinstance(i, Retire)]
+    assert call.state is State.CANCELLED
+    assert house.given(actor) == []
+    house.finish(house.call(actor))
+
+
 def test_a_coroutine_that_returns_a_value_all_the_same_wins(house: House) -> None:
     actor = house.alive(concurrency=10, asynchronous=True)
     first, second = house.calls(actor, 2)
