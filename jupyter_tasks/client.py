@@ -167,7 +167,9 @@ class Client:
         self.namespace: dict[str, Any] | None = None  # the notebook's, for functions that come back
         self.listener: Listener | None = None
         self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
-        # Of one that was there for an actor alone: what calls say when it is lost, as a FAILURE's record.
+        # Of one that is there for a detached actor alone: its id and its entry in the registry; and what calls say
+        # when it is lost, as a FAILURE's record.
+        self.detached_actor: tuple[int, Any] | None = None
         self.epitaph: dict[str, Any] | None = None
         self.parent: Callable[[], int] | None = None  # id of the task that submits, 0 for none
         self.closed = False
@@ -453,9 +455,6 @@ class Client:
             refs = self._threads.submit_call(actor, head, args, kwargs, label, options, num_returns, retry)
             assert not isinstance(refs, ObjectRefGenerator)
             return refs
-        if self.closed and self.epitaph is not None:
-            dead = [self._dead_call(actor, label) for _ in range(num_returns)]
-            return dead[0] if num_returns == 1 else dead
         if self.parent is not None or current_group.get() is not None:
             options = self.belonging(options)
         if options is None and not kwargs and num_returns == 1 and all(type(arg) in _SIMPLE for arg in args):
@@ -472,13 +471,6 @@ class Client:
         for ref in refs if isinstance(refs, list) else [refs]:
             ref._actor = actor
         return refs
-
-    def _dead_call(self, actor: int, label: str) -> ObjectRef:
-        """A call of an actor that has ended, with its supervisor."""
-        ref = ObjectRef(self, next(self._ids), label)
-        ref._actor = actor
-        ref._body, ref._kind = to_json(self.epitaph), Kind.FAILURE
-        return ref
 
     def submit_call_stream(
         self,
@@ -507,6 +499,18 @@ class Client:
         completed._actor = actor
         self.submit_packed(Kind.CALL, actor, payload, label, options or {}, ref=completed, prefix=head)
         return generator
+
+    @property
+    def is_buried(self) -> bool:
+        """Its detached actor has ended, and the supervisor with it."""
+        return self.closed and self.epitaph is not None
+
+    def dead_call(self, actor: int, label: str) -> ObjectRef:
+        """What a call is when `is_buried`."""
+        ref = ObjectRef(self, next(self._ids), label)
+        ref._actor = actor
+        ref._body, ref._kind = to_json(self.epitaph), Kind.FAILURE
+        return ref
 
     def make_actor(
         self,
@@ -1264,12 +1268,19 @@ class Client:
         """The supervisor has gone: every open ref says so at once."""
         self.closed = True
         fetches = [slot for slot in list(self._fetches.values()) if not slot._kind]
-        actors = list(self._actors.values())
+        actors = [ref for ref in list(self._actors.values()) if not ref._kind]
+        self._note_death()
         self._say_lost([*list(self._pending.values()), *actors, *list(self._replies.values()), *fetches])
         for table in (self._pending, self._replies, self._fetches):
             table.clear()
         if self._threads is not None:
             self._threads.lost()
+
+    def _note_death(self) -> None:
+        """Later calls of a detached actor say why it has ended, if that was heard."""
+        ref = self._actors.get(self.detached_actor[0]) if self.detached_actor is not None else None
+        if ref is not None and ref._kind == Kind.FAILURE:
+            self.epitaph = from_json(ref._body or b"{}")
 
     def _say_lost(self, open_ones: Iterable[Any]) -> None:
         """Any thread, once `closed` is set. Two at the same time write the same."""

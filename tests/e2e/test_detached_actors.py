@@ -1,6 +1,6 @@
 """Detached actors outlive the process that makes them, serve several, and leave nothing. Role: end to end.
 
-Promises: docs/semantics.md, Detached. Each test has a registry of its own. "Another process" is a real one.
+Promises: docs/semantics.md, Detached. "Another process" is a real one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -34,14 +35,14 @@ from jupyter_tasks.supervisor import reaper, registry
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The registry of this test; in the end all of it is ended, and nothing may be left."""
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    yield tmp_path / "runtime" / "jupyter-tasks"
+def folder(own_house: None) -> Iterator[Path]:
+    """The registry of this module, which workers of its session see, too; after each test nothing may be in it."""
+    folder = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / "jupyter-tasks"
+    yield folder
     for entry in detached.entries():
         detached.end(entry)
     detached.close()
-    assert entry_files(tmp_path / "runtime" / "jupyter-tasks") == []
+    assert entry_files(folder) == []
 
 
 @jt.remote
@@ -63,6 +64,9 @@ class Counter:
 
     def plant(self, place: str) -> list[int]:
         return actors.plant_tree(place)
+
+    def child(self) -> int:
+        return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
 
     def until(self, word: str, value: Any = None) -> Any:
         say(word + ".in")
@@ -170,12 +174,13 @@ def test_kill_leaves_nothing(from_outside: bool, folder: Path, tmp_path: Path) -
     family = {*tree, *below(entry)}
     word = str(tmp_path / "never")
     running, waiting, items = actor.until.remote(word), actor.add.remote(), actor.up_to.remote(3)
-    other = start(
+    code = (
         f"a = jt.get_actor('x')\nwaiting = a.add.remote()\nsay({word!r} + '.other')\n"
         "for call in (lambda: waiting, a.add.remote):\n"
         "    try: jt.get(call())\n"
         "    except jt.exceptions.ActorDiedError as error: print('died', flush=True)\n"
     )
+    other = start(code)
     hear(word + ".in")
     hear(word + ".other")
     if from_outside:
@@ -207,8 +212,16 @@ def test_it_ends_by_itself(how: str, folder: Path) -> None:
             jt.get(end, timeout=10)
     else:
         assert jt.get(end, timeout=10) is None
-    wait_until(lambda: is_gone(entry, folder), "nothing is left")
+    again = THERE.remote(1)
+    assert jt.get(again.add.remote()) == 2, "the name is free"
     assert [len(value) for value in jt.get(before, timeout=10)] == [5_000_000, *[50_000] * 200]
+    with pytest.raises(ActorDiedError):
+        jt.get(actor.add.remote(), timeout=10)
+    assert below(entry) == [entry.pid], "which keeps the values"
+    before.clear()
+    del end
+    jt.kill(again)
+    wait_until(lambda: is_gone(entry, folder), "nothing is left")
     with pytest.raises(ActorDiedError):
         jt.get(actor.add.remote(), timeout=10)
 
@@ -287,9 +300,9 @@ def test_a_restart_keeps_name_and_entry() -> None:
 def test_its_supervisor_is_killed(folder: Path, tmp_path: Path) -> None:
     """SIGKILL: calls raise ActorDiedError; the actor's processes, the directory and the entry go; the name is free."""
     actor = THERE.remote()
-    tree = jt.get(actor.plant.remote(str(tmp_path)))
+    child = jt.get(actor.child.remote())
     entry = one()
-    family = {*tree, *below(entry)}
+    family = {child, *below(entry)}
     running = actor.until.remote(str(tmp_path / "never"))
     os.kill(entry.pid, signal.SIGKILL)
     for ref in (running, actor.add.remote()):
@@ -356,18 +369,18 @@ def test_a_plain_actor_with_the_name_of_a_detached_one(session: None) -> None:
     assert Counter.options(name="x", get_if_exists=True).remote() == first
 
 
-def test_get_if_exists_of_two_processes() -> None:
+def test_get_if_exists_of_several_processes(tmp_path: Path) -> None:
     """At the same moment: one makes it, all get the same."""
     code = MAKES + (
         "print('ready', flush=True)\n"
-        "hear(os.environ['JUPYTER_RUNTIME_DIR'] + '.go')\n"
+        f"hear({str(tmp_path / 'go')!r})\n"
         "a = there.options(get_if_exists=True).remote()\nprint(jt.get(a.add.remote()))"
     )
     others = [start(code) for _ in range(4)]
     for other in others:
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"
-    say(os.environ["JUPYTER_RUNTIME_DIR"] + ".go")
+    say(tmp_path / "go")
     assert sorted(int(finish(other)) for other in others) == [1, 2, 3, 4]
     assert len(detached.entries()) == 1
 
@@ -438,21 +451,16 @@ def test_a_handle_of_itself(session: None) -> None:
 
 
 def test_a_handle_of_a_dead_one(session: None) -> None:
-    """It may be sent; who calls it gets ActorDiedError."""
+    """A task that is given it raises ActorDiedError, as one that is given a ref of something lost; `get` of a value with
+    one, too."""
     actor = THERE.remote()
     jt.get(actor.add.remote())
+    value = jt.put([actor])
     jt.kill(actor)
-
-    @jt.remote
-    def use(handle: Any) -> str:
-        try:
-            jt.get(handle.add.remote())
-        except ActorDiedError as error:
-            return str(error)
-        return "no error"
-
-    assert "x" in jt.get(use.remote(actor))
-    assert "x" in jt.get(use.remote(actor), timeout=10)
+    use = jt.remote(lambda handle: 1)
+    for ref in (use.remote(actor), use.remote([actor]), value):
+        with pytest.raises(ActorDiedError, match="'x' has ended"):
+            jt.get(ref, timeout=10)
 
 
 def test_refs_of_the_session_as_arguments(session: None, tmp_path: Path) -> None:
