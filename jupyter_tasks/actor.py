@@ -10,7 +10,6 @@ that were submitted. What a handle knows of the class is text (`_Meta`), so whoe
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
@@ -701,14 +700,7 @@ def _exists(name: str) -> exceptions.ActorAlreadyExistsError:
 
 
 def _as_detached(handle: ActorHandle, entry: Any) -> ActorHandle:
-    client = handle._jt_ref._client
-    client.detached_actor = handle._jt_ref.id, entry
-    client.epitaph = {
-        "type": "actor_died",
-        "actor_id": show_id(handle._jt_ref.id),
-        "actor": handle._jt_label,
-        "why": "it was killed, or has left",
-    }
+    handle._jt_ref._client.is_for_actor(handle._jt_ref.id, entry)
     return handle
 
 

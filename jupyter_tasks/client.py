@@ -45,6 +45,7 @@ from jupyter_tasks.wire.frames import (
     Kind,
     frame,
     from_json,
+    show_id,
     to_json,
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
@@ -167,10 +168,11 @@ class Client:
         self.namespace: dict[str, Any] | None = None  # the notebook's, for functions that come back
         self.listener: Listener | None = None
         self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
-        # Of one that is there for a detached actor alone: its id and its entry in the registry; and what calls say
-        # when it is lost, as a FAILURE's record.
+        # Of one that is there for a detached actor alone: its id, its entry in the registry, and the answer that comes
+        # when it has ended: what calls raise then.
         self.detached_actor: tuple[int, Any] | None = None
-        self.epitaph: dict[str, Any] | None = None
+        self._epitaph = _Slot()
+        self.is_buried = False  # that actor has ended, and its supervisor with it
         self.parent: Callable[[], int] | None = None  # id of the task that submits, 0 for none
         self.closed = False
         self.failures = 0  # grows with each ref that fails; whoever waits for many looks at them when it has grown
@@ -500,16 +502,24 @@ class Client:
         self.submit_packed(Kind.CALL, actor, payload, label, options or {}, ref=completed, prefix=head)
         return generator
 
-    @property
-    def is_buried(self) -> bool:
-        """Its detached actor has ended, and the supervisor with it."""
-        return self.closed and self.epitaph is not None
+    def is_for_actor(self, id: int, entry: Any) -> None:
+        """This supervisor is there for this detached actor, and ends with it."""
+        if self.detached_actor is None:
+            self.detached_actor = id, entry
+            request = next(self._request_ids)
+            self._replies[request] = self._epitaph
+            with contextlib.suppress(exceptions.ObjectLostError):  # it has ended already
+                self._send(frame(Kind.REQUEST, request, to_json({"op": "epitaph"})))
 
     def dead_call(self, actor: int, label: str) -> ObjectRef:
         """What a call is when `is_buried`."""
         ref = ObjectRef(self, next(self._ids), label)
         ref._actor = actor
-        ref._body, ref._kind = to_json(self.epitaph), Kind.FAILURE
+        if self._epitaph._kind == Kind.REPLY:
+            answer = from_json(self._epitaph._body or b"")
+            ref._body, ref._kind = answer["body"].encode("latin-1"), answer["kind"]
+        else:
+            ref._body, ref._kind = self._death_record(), Kind.FAILURE
         return ref
 
     def make_actor(
@@ -1266,21 +1276,16 @@ class Client:
 
     def _lost(self) -> None:
         """The supervisor has gone: every open ref says so at once."""
+        if self.detached_actor is not None and not self._closing:
+            self.is_buried = True
         self.closed = True
         fetches = [slot for slot in list(self._fetches.values()) if not slot._kind]
         actors = [ref for ref in list(self._actors.values()) if not ref._kind]
-        self._note_death()
         self._say_lost([*list(self._pending.values()), *actors, *list(self._replies.values()), *fetches])
         for table in (self._pending, self._replies, self._fetches):
             table.clear()
         if self._threads is not None:
             self._threads.lost()
-
-    def _note_death(self) -> None:
-        """Later calls of a detached actor say why it has ended, if that was heard."""
-        ref = self._actors.get(self.detached_actor[0]) if self.detached_actor is not None else None
-        if ref is not None and ref._kind == Kind.FAILURE:
-            self.epitaph = from_json(ref._body or b"{}")
 
     def _say_lost(self, open_ones: Iterable[Any]) -> None:
         """Any thread, once `closed` is set. Two at the same time write the same."""
@@ -1292,9 +1297,15 @@ class Client:
     def _lost_record(self) -> bytes:
         wanted = self._closing or self._shut_down
         why = self.on_lost() if self.on_lost is not None and not wanted else ""
-        if self.epitaph is not None and not wanted:
-            return to_json(self.epitaph)
+        if self.is_buried:
+            return self._death_record()
         return to_json({"type": "gone", "shutdown": wanted, "why": why})
+
+    def _death_record(self) -> bytes:
+        assert self.detached_actor is not None
+        id, entry = self.detached_actor
+        facts = {"actor_id": show_id(id), "actor": entry.name}
+        return to_json({"type": "actor_died", **facts, "why": "its supervisor has ended"})
 
     def hang_up(self) -> None:
         """Tells the supervisor to end. Its own end of the connection closes when all below it is gone."""

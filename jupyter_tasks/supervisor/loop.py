@@ -232,7 +232,9 @@ class Supervisor:
             "room": self._room_asked,
             "kill": self._kill,
             "attach": self._attach,
+            "epitaph": self._epitaph_asked,
         }
+        self._mourners: list[tuple[int, int]] = []  # client and request: to be told how a detached actor ends
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
         self._kernel = self._new_client(kernel)
@@ -1260,6 +1262,9 @@ class Supervisor:
         held."""
         assert self._detachment is not None
         self._detachment.leave()
+        for client, request in self._mourners:
+            self._say(client, frame(Kind.REPLY, request, to_json(self._epitaph())))
+        self._mourners.clear()
         self._kill_all("its actor has ended")
         pause = END_EVERY
 
@@ -1271,6 +1276,21 @@ class Supervisor:
             self.call_at(time.monotonic() + pause, look)
 
         self.call_at(time.monotonic(), look)
+
+    def _epitaph_asked(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """Answered when the detached actor has ended: with what calls raise from then on, also when we have gone."""
+        if (epitaph := self._epitaph()) is not None:
+            self._send(client, frame(Kind.REPLY, request, to_json(epitaph)))
+        else:
+            self._mourners.append((client.id, request))
+
+    def _epitaph(self) -> dict[str, Any] | None:
+        assert self._detachment is not None
+        actor = self._scheduler.objects.get(self._detachment.kept[0]) if self._detachment.kept is not None else None
+        if not isinstance(actor, Actor) or actor.state not in FINAL:
+            return None
+        death = self._scheduler.actors.death_of(actor)
+        return {"kind": death[4], "body": death[HEADER_SIZE:].decode("latin-1")}
 
     def _has_values(self) -> bool:
         """Somebody holds one, or a value that has it inside; beside the actor's own."""

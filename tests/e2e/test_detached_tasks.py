@@ -32,7 +32,6 @@ from jupyter_tasks.supervisor import reaper, registry
 from jupyter_tasks.wire.frames import SESSION_MARK
 
 
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The registry of this test; in the end all of it is ended, and nothing may be left."""
