@@ -165,12 +165,13 @@ class ActorClass:
             try:
                 with detached.Starting(name, namespace, kind="actor", label=label) as starting:
                     handle = self._make(starting.client, args, kwargs, name, namespace)
+                    _as_detached(handle, starting.entry)  # before it can end
                     starting.keep([handle._jt_ref])
             except detached.NameTakenError as error:
                 if error.kind == "actor" and self._options.get("get_if_exists"):
                     continue  # somebody was faster
                 raise exceptions.ActorAlreadyExistsError(str(error)) from None
-            return _as_detached(handle, starting.entry)
+            return handle
 
     def _make(
         self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, namespace: str

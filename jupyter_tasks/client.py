@@ -515,11 +515,7 @@ class Client:
         """What a call is when `is_buried`."""
         ref = ObjectRef(self, next(self._ids), label)
         ref._actor = actor
-        if self._epitaph._kind == Kind.REPLY:
-            answer = from_json(self._epitaph._body or b"")
-            ref._body, ref._kind = answer["body"].encode("latin-1"), answer["kind"]
-        else:
-            ref._body, ref._kind = self._death_record(), Kind.FAILURE
+        ref._body, ref._kind = self._death()
         return ref
 
     def make_actor(
@@ -1290,9 +1286,11 @@ class Client:
     def _say_lost(self, open_ones: Iterable[Any]) -> None:
         """Any thread, once `closed` is set. Two at the same time write the same."""
         record = self._lost_record()
+        death = self._death() if self.is_buried else (record, Kind.FAILURE)
         for ref in open_ones:
-            ref._body = record
-            self._final(ref, Kind.FAILURE)
+            is_call = hasattr(ref, "_actor") and ref._actor != ref.id
+            ref._body, kind = death if is_call else (record, Kind.FAILURE)
+            self._final(ref, kind)
 
     def _lost_record(self) -> bytes:
         wanted = self._closing or self._shut_down
@@ -1301,7 +1299,15 @@ class Client:
             return self._death_record()
         return to_json({"type": "gone", "shutdown": wanted, "why": why})
 
+    def _death(self) -> tuple[bytes, int]:
+        """The outcome of calls when `is_buried`, and its kind."""
+        if self._epitaph._kind != Kind.REPLY:
+            return self._death_record(), Kind.FAILURE
+        answer = from_json(self._epitaph._body or b"")
+        return answer["body"].encode("latin-1"), answer["kind"]
+
     def _death_record(self) -> bytes:
+        """When it was not heard how the actor has ended."""
         assert self.detached_actor is not None
         id, entry = self.detached_actor
         facts = {"actor_id": show_id(id), "actor": entry.name}

@@ -323,6 +323,11 @@ def test_a_stale_entry_is_cleaned_by_who_looks(folder: Path) -> None:
     wait_until(lambda: is_gone(entry, folder), "nothing is left")
 
 
+def call_for_ever(actor: Any) -> None:
+    while True:
+        jt.get([actor.add.remote(), actor.same.remote([1]), *actor.up_to.remote(1)])
+
+
 def test_a_call_when_its_end_is_not_heard_yet(folder: Path) -> None:
     """Calls into the end of the actor raise ActorDiedError from `get`, and nothing else from anywhere."""
     for _ in range(3):
@@ -332,8 +337,7 @@ def test_a_call_when_its_end_is_not_heard_yet(folder: Path) -> None:
         killer = threading.Timer(0.02, os.kill, [pid, signal.SIGKILL])
         killer.start()
         with pytest.raises(ActorDiedError):
-            while True:
-                jt.get([actor.add.remote(), actor.same.remote([1]), *actor.up_to.remote(1)])
+            call_for_ever(actor)
         killer.join()
         wait_until(lambda: entry_files(folder) == [], "it is cleaned")
 
@@ -405,7 +409,7 @@ def test_namespaces() -> None:
     assert jt.get_actor("x") == first
     assert jt.get_actor("x", namespace="other") == second
     assert first != second
-    with pytest.raises(ValueError, match="'y'.*names: x"):
+    with pytest.raises(ValueError, match=r"'y'.*names: x"):
         jt.get_actor("y")
     jt.kill(second)
     assert jt.get(first.add.remote()) == 3

@@ -1,6 +1,6 @@
 """Detached tasks outlive the process that starts them, and leave nothing when they are ended. Role: end to end.
 
-Promises: docs/semantics.md, Detached tasks. Each test has a registry of its own. "Another process" is a real one.
+Promises: docs/semantics.md, Detached. Each test has a registry of its own. "Another process" is a real one.
 """
 
 from __future__ import annotations
