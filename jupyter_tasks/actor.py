@@ -10,7 +10,6 @@ that were submitted. What a handle knows of the class is text (`_Meta`), so whoe
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
@@ -166,12 +165,13 @@ class ActorClass:
             try:
                 with detached.Starting(name, namespace, kind="actor", label=label) as starting:
                     handle = self._make(starting.client, args, kwargs, name, namespace)
+                    _as_detached(handle, starting.entry)  # before it can end
                     starting.keep([handle._jt_ref])
             except detached.NameTakenError as error:
                 if error.kind == "actor" and self._options.get("get_if_exists"):
                     continue  # somebody was faster
                 raise exceptions.ActorAlreadyExistsError(str(error)) from None
-            return _as_detached(handle, starting.entry)
+            return handle
 
     def _make(
         self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, namespace: str
@@ -541,16 +541,27 @@ class ActorMethod:
         client = ref._client
         own = meta.options if options is None else {**meta.options, **options}
         label = own.get("name") or meta.label
-        if own.get("generator") == "streaming":
-            return client.submit_call_stream(
-                *(ref.id, meta.head, args, kwargs, label, options, self._named, self._retry),
-                backpressure=bool(own.get("backpressure")),
-            )
-        num_returns = own.get("num_returns", 1)
-        refs = client.submit_call(
-            *(ref.id, meta.head, args, kwargs, label, options, max(1, num_returns), self._named, self._retry)
-        )
-        return None if num_returns == 0 else refs
+        streams, num_returns = own.get("generator") == "streaming", own.get("num_returns", 1)
+        if not client.is_buried:
+            try:
+                if streams:
+                    return client.submit_call_stream(
+                        *(ref.id, meta.head, args, kwargs, label, options, self._named, self._retry),
+                        backpressure=bool(own.get("backpressure")),
+                    )
+                refs = client.submit_call(
+                    *(ref.id, meta.head, args, kwargs, label, options, max(1, num_returns), self._named, self._retry)
+                )
+                return None if num_returns == 0 else refs
+            except exceptions.ObjectLostError:
+                if not client.is_buried:  # it has just ended
+                    raise
+        if streams:
+            from jupyter_tasks.streams import ObjectRefGenerator
+
+            return ObjectRefGenerator(client, client.dead_call(ref.id, label), backpressure=False)
+        dead = [client.dead_call(ref.id, label) for _ in range(num_returns)]
+        return dead if num_returns > 1 else dead[0] if dead else None
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if self._meta.signature is not None:
@@ -612,13 +623,18 @@ class ActorHandle:
     name goes before it. `jt.kill(handle)` ends it at once. Two handles of one actor are equal.
     """
 
-    __slots__ = ("__weakref__", "_jt_entry", "_jt_label", "_jt_meta", "_jt_ref")
+    __slots__ = ("__weakref__", "_jt_label", "_jt_meta", "_jt_ref")
 
     def __init__(self, ref: ObjectRef, label: str, text: str) -> None:
-        self._jt_entry: Any = None  # of a detached actor: that of the registry
         self._jt_ref = ref
         self._jt_label = label
         self._jt_meta = _meta_of(text, label)
+
+    @property
+    def _jt_entry(self) -> Any:
+        """Of a detached actor: that of the registry. None inside of the actor itself."""
+        id, entry = self._jt_ref._client.detached_actor or (0, None)
+        return entry if id == self._jt_ref.id else None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_jt"):
@@ -685,13 +701,7 @@ def _exists(name: str) -> exceptions.ActorAlreadyExistsError:
 
 
 def _as_detached(handle: ActorHandle, entry: Any) -> ActorHandle:
-    handle._jt_entry = entry
-    handle._jt_ref._client.epitaph = {
-        "type": "actor_died",
-        "actor_id": show_id(handle._jt_ref.id),
-        "actor": handle._jt_label,
-        "why": "it was killed, or has left",
-    }
+    handle._jt_ref._client.is_for_actor(handle._jt_ref.id, entry)
     return handle
 
 
@@ -701,17 +711,22 @@ def _find_detached(name: str, namespace: str) -> ActorHandle | None:
 
     for entry in detached.entries("actor"):
         if (entry.name, entry.namespace) == (name, namespace):
-            with contextlib.suppress(exceptions.ObjectLostError):  # it has just ended
-                return _attach(entry)
+            return _attach(entry)
     return None
 
 
-def _attach(entry: Any) -> ActorHandle:
+def _attach(entry: Any) -> ActorHandle | None:
+    """None: it has just ended."""
     from jupyter_tasks import detached
 
-    client = detached.client_of(entry)
-    (ref,) = detached.bring(entry, actor=True)
-    found = client.request("get_actor", name=entry.name, namespace=entry.namespace, id=ref.id)
+    try:
+        client = detached.client_of(entry)
+        (ref,) = detached.bring(entry, actor=True)
+        found = client.request("get_actor", name=entry.name, namespace=entry.namespace)
+    except (exceptions.ObjectLostError, exceptions.ActorDiedError):
+        return None
+    if found is None:
+        return None
     return _as_detached(ActorHandle(ref, entry.name, to_json(found["class"]).decode()), entry)
 
 
@@ -720,8 +735,8 @@ def _attached(name: str, namespace: str, mark: str) -> ActorHandle:
     from jupyter_tasks import detached
 
     for entry in detached.entries("actor"):
-        if entry.mark == mark:
-            return _attach(entry)
+        if entry.mark == mark and (handle := _attach(entry)) is not None:
+            return handle
     raise exceptions.ActorDiedError(f"The detached actor {name!r} has ended.", name=name)
 
 
@@ -737,7 +752,8 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     if not isinstance(name, str) or not name:
         raise ValueError(f"get_actor() takes the name of an actor, not {name!r}.")
     namespace = namespace or DEFAULT_NAMESPACE
-    found = _find(session.current_client(), name, namespace) or _find_detached(name, namespace)
+    found = _find(session.current_client(), name, namespace) if session.is_initialized() else None
+    found = found or _find_detached(name, namespace)
     if found is None:
         names = [actor["name"] for actor in list_actors() if actor["name"] and actor["namespace"] == namespace]
         known = ", ".join(sorted(names)) or "none"

@@ -45,6 +45,7 @@ from jupyter_tasks.wire.frames import (
     Kind,
     frame,
     from_json,
+    show_id,
     to_json,
 )
 from jupyter_tasks.wire.sockets import ANCILLARY, RECEIVE_FLAGS, descriptors, receive_exactly
@@ -167,8 +168,11 @@ class Client:
         self.namespace: dict[str, Any] | None = None  # the notebook's, for functions that come back
         self.listener: Listener | None = None
         self.on_lost: Callable[[], str] | None = None  # says more about a supervisor that has ended
-        # Of one that was there for an actor alone: what calls say when it is lost, as a FAILURE's record.
-        self.epitaph: dict[str, Any] | None = None
+        # Of one that is there for a detached actor alone: its id, its entry in the registry, and the answer that comes
+        # when it has ended: what calls raise then.
+        self.detached_actor: tuple[int, Any] | None = None
+        self._epitaph = _Slot()
+        self.is_buried = False  # that actor has ended, and its supervisor with it
         self.parent: Callable[[], int] | None = None  # id of the task that submits, 0 for none
         self.closed = False
         self.failures = 0  # grows with each ref that fails; whoever waits for many looks at them when it has grown
@@ -453,9 +457,6 @@ class Client:
             refs = self._threads.submit_call(actor, head, args, kwargs, label, options, num_returns, retry)
             assert not isinstance(refs, ObjectRefGenerator)
             return refs
-        if self.closed and self.epitaph is not None:
-            dead = [self._dead_call(actor, label) for _ in range(num_returns)]
-            return dead[0] if num_returns == 1 else dead
         if self.parent is not None or current_group.get() is not None:
             options = self.belonging(options)
         if options is None and not kwargs and num_returns == 1 and all(type(arg) in _SIMPLE for arg in args):
@@ -472,13 +473,6 @@ class Client:
         for ref in refs if isinstance(refs, list) else [refs]:
             ref._actor = actor
         return refs
-
-    def _dead_call(self, actor: int, label: str) -> ObjectRef:
-        """A call of an actor that has ended, with its supervisor."""
-        ref = ObjectRef(self, next(self._ids), label)
-        ref._actor = actor
-        ref._body, ref._kind = to_json(self.epitaph), Kind.FAILURE
-        return ref
 
     def submit_call_stream(
         self,
@@ -507,6 +501,22 @@ class Client:
         completed._actor = actor
         self.submit_packed(Kind.CALL, actor, payload, label, options or {}, ref=completed, prefix=head)
         return generator
+
+    def is_for_actor(self, id: int, entry: Any) -> None:
+        """This supervisor is there for this detached actor, and ends with it."""
+        if self.detached_actor is None:
+            self.detached_actor = id, entry
+            request = next(self._request_ids)
+            self._replies[request] = self._epitaph
+            with contextlib.suppress(exceptions.ObjectLostError):  # it has ended already
+                self._send(frame(Kind.REQUEST, request, to_json({"op": "epitaph"})))
+
+    def dead_call(self, actor: int, label: str) -> ObjectRef:
+        """What a call is when `is_buried`."""
+        ref = ObjectRef(self, next(self._ids), label)
+        ref._actor = actor
+        ref._body, ref._kind = self._death()
+        return ref
 
     def make_actor(
         self,
@@ -1262,9 +1272,11 @@ class Client:
 
     def _lost(self) -> None:
         """The supervisor has gone: every open ref says so at once."""
+        if self.detached_actor is not None and not self._closing:
+            self.is_buried = True
         self.closed = True
         fetches = [slot for slot in list(self._fetches.values()) if not slot._kind]
-        actors = list(self._actors.values())
+        actors = [ref for ref in list(self._actors.values()) if not ref._kind]
         self._say_lost([*list(self._pending.values()), *actors, *list(self._replies.values()), *fetches])
         for table in (self._pending, self._replies, self._fetches):
             table.clear()
@@ -1274,16 +1286,32 @@ class Client:
     def _say_lost(self, open_ones: Iterable[Any]) -> None:
         """Any thread, once `closed` is set. Two at the same time write the same."""
         record = self._lost_record()
+        death = self._death() if self.is_buried else (record, Kind.FAILURE)
         for ref in open_ones:
-            ref._body = record
-            self._final(ref, Kind.FAILURE)
+            is_call = hasattr(ref, "_actor") and ref._actor != ref.id
+            ref._body, kind = death if is_call else (record, Kind.FAILURE)
+            self._final(ref, kind)
 
     def _lost_record(self) -> bytes:
         wanted = self._closing or self._shut_down
         why = self.on_lost() if self.on_lost is not None and not wanted else ""
-        if self.epitaph is not None and not wanted:
-            return to_json(self.epitaph)
+        if self.is_buried:
+            return self._death_record()
         return to_json({"type": "gone", "shutdown": wanted, "why": why})
+
+    def _death(self) -> tuple[bytes, int]:
+        """The outcome of calls when `is_buried`, and its kind."""
+        if self._epitaph._kind != Kind.REPLY:
+            return self._death_record(), Kind.FAILURE
+        answer = from_json(self._epitaph._body or b"")
+        return answer["body"].encode("latin-1"), answer["kind"]
+
+    def _death_record(self) -> bytes:
+        """When it was not heard how the actor has ended."""
+        assert self.detached_actor is not None
+        id, entry = self.detached_actor
+        facts = {"actor_id": show_id(id), "actor": entry.name}
+        return to_json({"type": "actor_died", **facts, "why": "its supervisor has ended"})
 
     def hang_up(self) -> None:
         """Tells the supervisor to end. Its own end of the connection closes when all below it is gone."""

@@ -170,6 +170,8 @@ def _connected(entry: Entry) -> Client:
     try:
         return connect(entry.socket, entry.key, timeout=ANSWER_LIMIT)
     except OSError as error:
+        if not isinstance(error, TimeoutError) and _wait_until_gone(entry, 1.0):  # it was ending
+            raise exceptions.ObjectLostError(f"The detached {entry.kind} {entry.shown} has ended.") from error
         raise exceptions.JupyterTasksError(
             f"The supervisor of the detached {entry.kind} {entry.shown} (process {entry.pid}) does not answer "
             f"({error}). %tasks kill {shlex.quote(entry.name)} ends it."

@@ -53,7 +53,18 @@ ALLOWED: dict[str, set[str]] = {
     | {"worker.calls", "worker.context"},
     "joblib_register": {"joblib_backend"},  # lazily: it imports joblib
     "joblib_backend": {"executor", "futures", "launch", "refs", "session", "worker"},
-    "actor": {"client", "exceptions", "functions", "launch", "ray_options", "refs", "session", "streams", "wire"}
+    "actor": {
+        "client",
+        "detached",
+        "exceptions",
+        "functions",
+        "launch",
+        "ray_options",
+        "refs",
+        "session",
+        "streams",
+        "wire",
+    }
     | {"worker.actors", "worker.context"},
     "notebook": {
         "actor",

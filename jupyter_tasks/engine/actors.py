@@ -433,7 +433,7 @@ class ActorRules:
         """With what the actor's death says."""
         if call.state in FINAL:
             return
-        death = call.actor.death or _death(call.actor, _TERMINATED)
+        death = self.death_of(call.actor)
         call.frame = readdressed(death, call.id)
         self._scheduler.settle(call, Step.ACTOR_GONE, death[4], now)
 
@@ -559,6 +559,10 @@ class ActorRules:
             self._fail_waiting(actor, now)
         if self._names.get((actor.namespace, actor.name)) == actor.id:
             del self._names[actor.namespace, actor.name]
+
+    def death_of(self, actor: Actor) -> bytes:
+        """The outcome of calls of one that will do nothing any more."""
+        return actor.death or _death(actor, _TERMINATED)
 
     def _answer_killers(self, actor: Actor) -> None:
         killers, actor.killers = actor.killers, []

@@ -150,6 +150,9 @@ class Launcher:
     def _before_cell(self, info: Any = None) -> None:
         if self._client is not None and not self._client.closed:
             self._router.cell_begins(self._client.last_id)
+        for client in detached.clients():
+            if client.detached_actor is not None:  # its calls are this cell's; a task is that of the cell that found it
+                self._routers[id(client)].cell_begins(client.last_id)
         self._restore_names()
 
     def _after_cell(self, result: Any = None) -> None:

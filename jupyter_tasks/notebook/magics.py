@@ -125,7 +125,8 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         %tasks clear                forget finished tasks, and the frames kept for the debugger
 
         Detached tasks (%%remote NAME --detach) outlive the kernel. All of this but debug knows them by NAME, in any
-        kernel of yours on this machine; `all` leaves them alone. Besides:
+        kernel of yours on this machine; `all` leaves them alone. Of detached actors (%%actor NAME --detach) list, kill,
+        wait, logs, stack and story do. Besides:
 
         %tasks attach NAME          show its board here: what it has shown so far, and what comes
         %tasks fetch NAME           bind its value to NAME, and what its -o names to those
@@ -152,7 +153,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         elif verb == "clear":
             count = session.current_client().request("clear") if session.is_initialized() else 0
             print(f"Forgot {count} finished task{'' if count == 1 else 's'}.")
-            for record in detached.records():
+            for record in detached.records("task"):
                 if record["state"] in _FINAL:
                     word = shlex.quote(record["name"])
                     print(f"The detached task {record['name']} keeps its result: %tasks clear {word}.")
@@ -337,6 +338,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
         entry = next((each for each in reversed(entries) if name == each.name), None)
         source = entry or next((each for each in reversed(entries) if name in each.outs), None)
         if source is None:
+            _refuse_actor(name, "fetch")
             raise UsageError(f"%tasks fetch: there is no variable {name!r}, and no detached task of this name.")
         if not name.isidentifier():
             raise UsageError(
@@ -372,6 +374,7 @@ class TasksMagics(Magics):  # type: ignore[misc]  # IPython is untyped
     def _detached(name: str, verb: str) -> Entry:
         found = [entry for entry in detached.entries("task") if entry.name == name]
         if not found:
+            _refuse_actor(name, verb)
             known = ", ".join(entry.name for entry in detached.entries("task")) or "none"
             raise UsageError(f"%tasks {verb}: there is no detached task {name!r}. Detached tasks: {known}.")
         return found[-1]
@@ -453,6 +456,15 @@ _FINAL = frozenset({"cancelled", "completed", "failed", "crashed"})
 
 def _kind_of(record: dict[str, Any]) -> str:
     return "actor" if record["kind"] == "actor" else "task"
+
+
+def _refuse_actor(name: str, verb: str) -> None:
+    """Raises UsageError if this is the name of a detached actor."""
+    if any(entry.name == name for entry in detached.entries("actor")):
+        raise UsageError(
+            f"%tasks {verb}: {name} is a detached actor, not a task. jt.get_actor({name!r}) finds it, "
+            f"%tasks kill {shlex.quote(name)} ends it."
+        )
 
 
 def _live_groups() -> list[dict[str, Any]]:

@@ -232,7 +232,9 @@ class Supervisor:
             "room": self._room_asked,
             "kill": self._kill,
             "attach": self._attach,
+            "epitaph": self._epitaph_asked,
         }
+        self._mourners: list[tuple[int, int]] = []  # client and request: to be told how a detached actor ends
         self._questions: dict[int, tuple[int, int, int]] = {}  # input() of tasks: client and request, task
         self._listen()
         self._kernel = self._new_client(kernel)
@@ -847,7 +849,7 @@ class Supervisor:
             if task.owner == self._kernel.id:
                 self._plan_rest(0.0)
             if self._detachment is not None and isinstance(task, Actor) and self._detachment.is_for(task.id):
-                self._end_op({"reason": "its actor has ended"})
+                self._actor_over()
         for client in self._hearers(task):
             self._send(client, frame(Kind.EVENT, task.id, to_json(self._record(task))))
 
@@ -1221,6 +1223,9 @@ class Supervisor:
         self._detachment.kept = first, count
         self._events.append(Held(0, range(first, first + count)))  # 0: a client that never goes
         self._pump()
+        kept = self._scheduler.objects[first]
+        if isinstance(kept, Actor) and kept.state in FINAL:  # it was faster
+            self._actor_over()
         return True
 
     def _kept_op(self, question: dict[str, Any]) -> Any:
@@ -1245,14 +1250,60 @@ class Supervisor:
             detachment.listeners.add(client.id)
         self._send(client, frame(Kind.REPLY, request, to_json(None)))
 
+    def _kill_all(self, reason: str) -> None:
+        for task in self._scheduler.live.values():
+            if isinstance(task, Actor):
+                self._events.append(ActorKilled(task.id, reason=reason))
+            elif task.actor is None:  # calls end with their actor
+                self._events.append(CancelAsked(task.id, force=True, reason=reason))
+
+    def _actor_over(self) -> None:
+        """A detached actor has ended: its name is free. We stay for the values that it has returned, while they are
+        held."""
+        assert self._detachment is not None
+        self._detachment.leave()
+        for client, request in self._mourners:
+            self._say(client, frame(Kind.REPLY, request, to_json(self._epitaph())))
+        self._mourners.clear()
+        self._kill_all("its actor has ended")
+        pause = END_EVERY
+
+        def look() -> None:
+            nonlocal pause
+            if not (self._scheduler.live or self._has_values() or any(each.out for each in self._clients.values())):
+                self.shutdown()
+            pause = min(2 * pause, REST_EVERY)
+            self.call_at(time.monotonic() + pause, look)
+
+        self.call_at(time.monotonic(), look)
+
+    def _epitaph_asked(self, client: _Client, request: int, question: dict[str, Any]) -> None:
+        """Answered when the detached actor has ended: with what calls raise from then on, also when we have gone."""
+        if (epitaph := self._epitaph()) is not None:
+            self._send(client, frame(Kind.REPLY, request, to_json(epitaph)))
+        else:
+            self._mourners.append((client.id, request))
+
+    def _epitaph(self) -> dict[str, Any] | None:
+        assert self._detachment is not None
+        actor = self._scheduler.objects.get(self._detachment.kept[0]) if self._detachment.kept is not None else None
+        if not isinstance(actor, Actor) or actor.state not in FINAL:
+            return None
+        death = self._scheduler.actors.death_of(actor)
+        return {"kind": death[4], "body": death[HEADER_SIZE:].decode("latin-1")}
+
+    def _has_values(self) -> bool:
+        """Somebody holds one, or a value that has it inside; beside the actor's own."""
+        assert self._detachment is not None
+        return any(
+            entry.kind == Kind.RESULT and not self._detachment.is_for(entry.id)
+            for entry in self._scheduler.objects.values()
+        )
+
     def _end_op(self, question: dict[str, Any]) -> Any:
         """Ends us, the task before: those who wait for it hear what became of it."""
         assert self._detachment is not None, "this supervisor ends with its kernel"
-        for task in self._scheduler.live.values():
-            if isinstance(task, Actor):
-                self._events.append(ActorKilled(task.id, reason=question["reason"]))
-            elif task.actor is None:  # calls end with their actor
-                self._events.append(CancelAsked(task.id, force=True, reason=question["reason"]))
+        self._kill_all(question["reason"])
         limit = time.monotonic() + END_LIMIT
 
         def look() -> None:

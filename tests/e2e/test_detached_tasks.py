@@ -1,6 +1,6 @@
 """Detached tasks outlive the process that starts them, and leave nothing when they are ended. Role: end to end.
 
-Promises: docs/semantics.md, Detached tasks. Each test has a registry of its own. "Another process" is a real one.
+Promises: docs/semantics.md, Detached. Each test has a registry of its own. "Another process" is a real one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from conftest import wait_until
+from others import HERE, below, entry_files, run, start
 from words import hear, said, say
 
 import jupyter_tasks as jt
@@ -29,8 +30,6 @@ from jupyter_tasks import detached
 from jupyter_tasks.client import connect
 from jupyter_tasks.supervisor import reaper, registry
 from jupyter_tasks.wire.frames import SESSION_MARK
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -42,33 +41,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         detached.end(entry)
     detached.close()
     assert entry_files(tmp_path / "runtime" / "jupyter-tasks") == []
-
-
-def entry_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.name != ".lock")
-
-
-def start(code: str) -> subprocess.Popen[str]:
-    """Another process, as a notebook would be: with its own session, and functions that travel by value."""
-    preamble = (
-        "import os, signal, sys, time\nimport jupyter_tasks as jt\nfrom jupyter_tasks import detached\n"
-        f"sys.path.append({str(HERE)!r})\nfrom words import hear, said, say\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", preamble + code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(code: str) -> str:
-    """What another process prints."""
-    process = start(code)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    return out
 
 
 def until(word: str) -> str:
@@ -87,11 +59,6 @@ def one(kind: str = "task") -> registry.Entry:
     """The only entry."""
     (entry,) = detached.entries(kind)
     return entry
-
-
-def below(entry: registry.Entry) -> list[int]:
-    """The living processes of this supervisor, itself among them."""
-    return [pid for pid in (entry.pid, *reaper.descendants(entry.pid)) if reaper.exists(pid)]
 
 
 @jt.remote

@@ -1,6 +1,6 @@
 """Cells that outlive their kernel: `%%remote NAME --detach` and %tasks. Role: end to end, with real kernels.
 
-Promises: docs/semantics.md, Detached tasks. A cell says "in" from inside and goes on at the word "go".
+Promises: docs/semantics.md, Detached. A cell says "in" from inside and goes on at the word "go".
 """
 
 from __future__ import annotations
