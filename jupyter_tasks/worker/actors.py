@@ -451,10 +451,9 @@ class Threaded(Host):
             if not begun:
                 call.over = True
         if not begun:
-            self._calls.pop(id, None)
             call.drop()
             self._say(frame(Kind.INTERRUPTED, id, flags=Flag.SKIPPED))
-            self._leave_if_over()
+            self._forget(call)
         elif only_look:
             self._tell_started(call)
         else:
@@ -480,7 +479,14 @@ class Threaded(Host):
         if call.slot >= 0:
             self._page[call.slot] = 0
             self._slots.append(call.slot)
-        self._calls.pop(call.task_id, None)
+
+    def _forget(self, call: ActorCall) -> None:
+        """Only when its end is said: whoever is the last of an actor that leaves ends this process. (And not what has
+        its id by now: it may have been given once more.)"""
+        with self._lock:
+            if self._calls.get(call.task_id) is call:
+                del self._calls[call.task_id]
+        self._leave_if_over()
 
     def _tell_started(self, call: ActorCall) -> None:
         if not call.over:
@@ -495,12 +501,10 @@ class Threaded(Host):
             self.say_soon(b"".join(ends))
         else:
             with self.worker._send_lock:
-                self.worker._ends, kept = ends, self.worker._ends
-                self.worker._send_frames_with_fds(fds)
-                self.worker._ends = kept
+                self.worker.send_frames_with_fds(ends, fds)
             for fd in fds:
                 os.close(fd)
-        self._leave_if_over()
+        self._forget(call)
 
     def _tell_output(self, id: int, fd: int, data: bytes) -> None:
         """A call has printed this. Its own thread, or its coroutine's."""
@@ -529,7 +533,7 @@ class Threaded(Host):
             self.leaving = how(error)
             self.worker.send(Kind.EXIT, 0, self.leaving.encode())
         self._over(call)
-        self._leave_if_over()
+        self._forget(call)
 
     def _leave_if_over(self) -> None:
         if self._exits and not self._calls:

@@ -449,7 +449,7 @@ class _Worker:
         with self._send_lock:
             if fds:
                 messages = len(self._ends)
-                self._send_frames_with_fds(fds)
+                self.send_frames_with_fds(self._ends, fds)
                 for fd in fds:
                     os.close(fd)
                 fds.clear()
@@ -463,10 +463,10 @@ class _Worker:
         self._messages += messages  # the supervisor counts them, too, to tell a ledger that it has heard already
         self.page.words[layout.LEDGER] = self._messages << 32
 
-    def _send_frames_with_fds(self, fds: list[int]) -> None:
+    def send_frames_with_fds(self, ends: list[bytes], fds: list[int]) -> None:
         """One message a frame: a message carries at most MAX_FDS descriptors, and few frames have any."""
         rest = list(fds)
-        for end in self._ends:
+        for end in ends:
             count = int.from_bytes(end[6:8], sys.byteorder)
             mine, rest = rest[:count], rest[count:]
             socket.send_fds(self.sock, [end], mine)

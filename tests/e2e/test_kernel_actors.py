@@ -37,7 +37,8 @@ def test_the_options_of_the_magic(kernel: Kernel) -> None:
     )
     assert made.ok, made.error
     kernel.run("jt.get(counter.add.remote())")
-    shown = kernel.run("[jt.list_actors()[-1][k] for k in ('name', 'max_concurrency', 'max_restarts', 'state')]")
+    kernel.run("(c,) = [a for a in jt.list_actors() if a['name'] == 'c']")
+    shown = kernel.run("[c[key] for key in ('name', 'max_concurrency', 'max_restarts', 'state')]")
     assert shown.result == "['c', 3, -1, 'alive']"
     assert kernel.run("jt.get_actor('c') == counter").result == "True"
     assert "--max-restarts" in kernel.run("%actor --help").text()
