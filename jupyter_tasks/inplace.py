@@ -343,6 +343,8 @@ class InPlaceClient(Client):
         self.settings = {"local_mode": True, "client_id": 1, "pid": os.getpid(), "total": total, "rungs": []}
         self.settings["mark"] = os.urandom(8).hex()
         self.namespace = None
+        self.detached_actor = None
+        self.is_buried = False
         self.listener = None
         self.on_lost = None
         self.parent = None
