@@ -13,8 +13,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -104,10 +102,9 @@ class ActorClass:
         self._cls = cls
         self._options = _checked_actor_options(options, cls.__name__)
         self._lock = threading.Lock()
-        self._known: tuple[Client, int] | None = None  # for this client, the class has this id
-        self._captured: dict[int, ObjectRef] = {}  # refs that its code reads, as they were when it was sent
+        self._sent: dict[Client, functions.Code] = {}  # where it is known
         self._thread = self._options.get("executor") == "thread"
-        self._signature = _constructor_signature(cls)
+        self._signature = functions._signature(cls)
         self._record = _record_of(cls)
         functools.update_wrapper(self, cls, updated=())
 
@@ -123,7 +120,7 @@ class ActorClass:
             ValueError: it needs more of a resource than there is.
             ActorAlreadyExistsError: a living actor has this name.
         """
-        self._check(args, kwargs)
+        functions.check_call(self._signature, self._cls.__name__, args, kwargs)
         name = self._options.get("name")
         namespace = self._options.get("namespace") or DEFAULT_NAMESPACE
         if name is not None and self._options.get("lifetime") == "detached":
@@ -193,9 +190,10 @@ class ActorClass:
         if self._thread:
             ref = client.threads.make_actor(self._cls, self._retries(), self._record, args, kwargs, label, options)
         else:
-            ref = client.make_actor(
-                self._register(client), args, kwargs, label, self._with_captured(options), self._named
-            )
+            code = self._register(client)
+            if code.captured:
+                options["pins"] = list(code.captured)
+            ref = client.make_actor(code.fn, args, kwargs, label, options, self._named)
         return ActorHandle(ref, label, to_json(self._record).decode())
 
     @property
@@ -204,9 +202,6 @@ class ActorClass:
         if wanted is not None:
             return int(wanted)
         return ASYNC_CONCURRENCY if self._record["asynchronous"] else 1
-
-    def _with_captured(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {**options, "pins": list(self._captured)} if self._captured else options
 
     def _retries(self) -> dict[str, Any]:
         """For which errors calls of which methods are run again."""
@@ -217,48 +212,20 @@ class ActorClass:
                 found[name] = functions._retry_types(marked)
         return found
 
-    def _register(self, client: Client) -> int:
+    def _register(self, client: Client) -> functions.Code:
         """Sends the class, once for each supervisor."""
         with self._lock:
-            if self._known is not None and self._known[0] is client:
-                return self._known[1]
-            from jupyter_tasks.wire import serialize, shared
-
+            if client in self._sent:
+                return self._sent[client]
+            self._sent = {each: code for each, code in self._sent.items() if not each.closed}
+            name = self._cls.__name__
             extras = {"sources": _sources(self._cls), "retry_exceptions": self._retries()}
-            captured: dict[int, ObjectRef] = {}
-
-            def note(value: object) -> Any:
-                if type(value) is ObjectRef:
-                    client.leaves(value)
-                    captured[value.id] = value
-                return NotImplemented
-
-            data, buffers = serialize.dumps((self._cls, extras), root=self._cls.__name__, reducers=note)
-            options = {
-                "name": self._cls.__name__,
-                "class": self._record,
-                "path": [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)],
-            }
-            here = session.current()
-            if here is None or isinstance(here, launch.Session) or here.client is not client:
-                fn = client.new_function(shared.pack(data, buffers), options, self)
-            else:  # it could be sent, and is not: a debugger wants the class itself
-                fn = here.client.learn(self._cls, options, extras)
-            self._captured = captured
-            self._known = (client, fn)
-            return fn
-
-    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._signature is not None:
-            try:
-                self._signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{self._cls.__name__}(): {error}") from None
+            options = {"name": name, "class": self._record}
+            code = self._sent[client] = functions.send_code(client, self._cls, extras, options, name=name, owner=self)
+            return code
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self._signature is not None:
-            return dict(self._signature.bind(*args, **kwargs).arguments)
-        return {**{f"argument {i}": arg for i, arg in enumerate(args)}, **kwargs}
+        return functions.by_name(self._signature, args, kwargs)
 
     def options(self, **options: Any) -> ActorClass:
         """The same class with other options; see `remote` for their meaning."""
@@ -296,11 +263,9 @@ def _methods_of(cls: type) -> list[tuple[str, Any]]:
     found = []
     for name in dir(cls):
         value = inspect.getattr_static(cls, name)
-        if name in _NOT_CALLED or not _is_method(value) or getattr(object, name, None) is getattr(cls, name, None):
-            continue
-        if name.startswith("__") and any(name in vars(base) for base in cls.__mro__[:-1]) is False:
-            continue  # object's own
-        found.append((name, getattr(cls, name)))
+        objects_own = not any(name in vars(base) for base in cls.__mro__[:-1])
+        if _is_method(value) and not objects_own and name not in _NOT_CALLED:
+            found.append((name, getattr(cls, name)))
     return found
 
 
@@ -377,13 +342,6 @@ def _signature_from(params: list[list[Any]], returns: str | None) -> inspect.Sig
         for name, kind, default, annotation in params
     ]
     return inspect.Signature(parameters, return_annotation=empty if returns is None else _Text(returns))
-
-
-def _constructor_signature(cls: type) -> inspect.Signature | None:
-    try:
-        return inspect.signature(cls)
-    except (ValueError, TypeError):
-        return None
 
 
 def _sources(cls: type) -> dict[str, str]:
@@ -532,11 +490,7 @@ class ActorMethod:
             ObjectLostError: the session of the actor has ended.
         """
         meta, options = self._meta, self._options
-        if meta.signature is not None:
-            try:
-                meta.signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{meta.label}(): {error}") from None
+        functions.check_call(meta.signature, meta.label, args, kwargs)
         ref = self._handle._jt_ref
         client = ref._client
         own = meta.options if options is None else {**meta.options, **options}
@@ -564,9 +518,7 @@ class ActorMethod:
         return dead if num_returns > 1 else dead[0] if dead else None
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self._meta.signature is not None:
-            return dict(self._meta.signature.bind(*args, **kwargs).arguments)
-        return {**{f"argument {i}": arg for i, arg in enumerate(args)}, **kwargs}
+        return functions.by_name(self._meta.signature, args, kwargs)
 
     def options(self, **options: Any) -> ActorMethod:
         """The same method with other options, for the calls made by what is returned; see `method`, and `name`: what
@@ -685,9 +637,7 @@ class ActorHandle:
 
 
 def current_handle(host: Any) -> ActorHandle:
-    """Of the actor that this code runs in. It does not keep it alive: otherwise one that holds itself would never
-    end.
-    """
+    """Of the actor that this code runs in. It keeps nothing alive, or an actor that holds itself would never end."""
     client = context.client_of_worker() if context.current_worker() is not None else session.current_client()
     ref = ObjectRef.unheld(client, host.id, host.label)
     return ActorHandle(ref, host.label, to_json(host.class_meta).decode())
@@ -778,8 +728,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
 
     Args:
         no_restart: False: if its max_restarts allow it, the actor is made anew, by its constructor. Calls that ran or
-        waited
-            raise ActorUnavailableError, or run again if its max_task_retries allow that.
+            waited raise ActorUnavailableError, or run again if its max_task_retries allow that.
 
     Of an actor in a thread (executor="thread") the calls that run cannot be ended; they are asked to stop.
 

@@ -350,8 +350,7 @@ class RuntimeContext:
 
     @property
     def current_actor(self) -> Any:
-        """A handle of the actor that this code runs in. It does not keep the actor alive; a copy that is sent away
-        does.
+        """A handle of the actor that this code runs in. It does not keep that alive; a copy that is sent away does.
 
         Raises:
             RuntimeError: this is no actor.

@@ -17,7 +17,7 @@ from jupyter_tasks.refs import ObjectRef
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
 
-__all__ = ["RemoteFunction", "check_demand", "remote"]
+__all__ = ["Code", "RemoteFunction", "by_name", "check_call", "check_demand", "remote", "send_code"]
 
 T = TypeVar("T")
 
@@ -51,12 +51,63 @@ _OF_ACTORS_ALONE = frozenset(
 _RAYS_NAMES = {"_generator_backpressure_num_objects": "generator_backpressure"}
 
 
-class _Code(NamedTuple):
-    """A function's code at a supervisor."""
+class Code(NamedTuple):
+    """The code of a function, or of a class of actors, at a supervisor."""
 
     client: Client
     fn: int  # what it is called there
     captured: dict[int, ObjectRef]  # refs that the code reads, as they were when it was sent
+
+
+def send_code(
+    client: Client, made_of: Any, extras: dict[str, Any], options: dict[str, Any], *, name: str, owner: object
+) -> Code:
+    """Sends a function or class. What it needs of its module is taken along as it is now.
+
+    Args:
+        extras: what its workers know of it, in the same pickle.
+        options: what the supervisor knows of it, too.
+        owner: it is forgotten there when this object is gone.
+
+    Raises:
+        UnserializableError: it cannot be sent; names the part that cannot.
+    """
+    from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
+
+    captured: dict[int, ObjectRef] = {}
+
+    def note(value: object) -> Any:
+        if type(value) is ObjectRef:
+            client.leaves(value)
+            captured[value.id] = value
+        return NotImplemented
+
+    data, buffers = serialize.dumps((made_of, extras), root=name, reducers=note)
+    held = session.current()
+    if held is None or isinstance(held, launch.Session) or held.client is not client:
+        # Modules that can be imported here now can be imported there.
+        options["path"] = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+        fn = client.new_function(shared.pack(data, buffers), options, owner)
+    else:  # it could be sent, and is not: a debugger wants the function itself
+        fn = held.client.learn(made_of, options, extras)
+    # As long as `owner` can make tasks; and each task pins them, since a worker may learn the code late.
+    return Code(client, fn, captured)
+
+
+def check_call(signature: inspect.Signature | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises TypeError if these arguments do not fit what is called `name`."""
+    if signature is not None:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}(): {error}") from None
+
+
+def by_name(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that fit, by their names."""
+    if signature is not None:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    return {**{f"argument {i}": arg for i, arg in enumerate(args)}, **kwargs}
 
 
 class RemoteFunction(Generic[T]):
@@ -84,8 +135,8 @@ class RemoteFunction(Generic[T]):
         self._is_detached = _is_detached(self._options, self._name, self._generator)
         self._signature = _signature(function)
         self._lock = threading.Lock()
-        self._known: _Code | None = None  # in the session of this process
-        self._sent: dict[Client, _Code] = {}  # wherever else, and there
+        self._known: Code | None = None  # in the session of this process
+        self._sent: dict[Client, Code] = {}  # wherever else, and there
         self._extra: dict[str, Any] | None = None  # options each task carries, None for none
         if any(self._options.get(key) is not None for key in ("timeout", "memory")):
             self._extra = {"announce": True}
@@ -123,7 +174,7 @@ class RemoteFunction(Generic[T]):
             return self._in_thread(client, args, kwargs)
         return self._submit(self._register(client), args, kwargs)
 
-    def _submit(self, code: _Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _submit(self, code: Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         client, fn, _ = code
         extra = self._with_captured(code)
         if self._generator == "streaming":
@@ -184,13 +235,9 @@ class RemoteFunction(Generic[T]):
         return refs if self._num_returns else [None] * len(refs)
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._signature is not None:
-            try:
-                self._signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{self._name}(): {error}") from None
+        check_call(self._signature, self._name, args, kwargs)
 
-    def _with_captured(self, code: _Code) -> dict[str, Any] | None:
+    def _with_captured(self, code: Code) -> dict[str, Any] | None:
         if not code.captured:
             return self._extra
         return {**(self._extra or {}), "pins": list(code.captured)}
@@ -230,15 +277,13 @@ class RemoteFunction(Generic[T]):
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by the names that the function gives them."""
-        if self._signature is not None:
-            return dict(self._signature.bind(*args, **kwargs).arguments)
-        return {**{f"argument {i}": arg for i, arg in enumerate(args)}, **kwargs}
+        return by_name(self._signature, args, kwargs)
 
     def options(self, **options: Any) -> RemoteFunction[T]:
         """The same function with other options; see `remote` for their meaning."""
         return RemoteFunction(self._function, {**self._options, **options})
 
-    def _register(self, client: Client) -> _Code:
+    def _register(self, client: Client) -> Code:
         """Sends the code, once for each supervisor. What it needs of its module is taken along as it is now."""
         with self._lock:
             if client in self._sent:
@@ -248,27 +293,9 @@ class RemoteFunction(Generic[T]):
             extras: dict[str, Any] = {"sources": _sources(self._function)}
             if retry := _retry_types(self._options):
                 extras["retry_exceptions"] = retry
-            from jupyter_tasks.wire import serialize, shared  # cloudpickle takes 10 ms; by now the client has it
-
-            captured: dict[int, ObjectRef] = {}
-
-            def note(value: object) -> Any:
-                if type(value) is ObjectRef:
-                    client.leaves(value)
-                    captured[value.id] = value
-                return NotImplemented
-
-            data, buffers = serialize.dumps((self._function, extras), root=self._name, reducers=note)
-            options = self._code_options()
-            held = session.current()
-            if held is None or isinstance(held, launch.Session) or held.client is not client:
-                # Modules that can be imported here now can be imported there.
-                options["path"] = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
-                fn = client.new_function(shared.pack(data, buffers), options, self)
-            else:  # it could be sent, and is not: a debugger wants the function itself
-                fn = held.client.learn(self._function, options, extras)
-            # As long as this object can make tasks; and each task pins them, since a worker may learn the code late.
-            code = self._sent[client] = _Code(client, fn, captured)
+            code = self._sent[client] = send_code(
+                client, self._function, extras, self._code_options(), name=self._name, owner=self
+            )
             return code
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks.exceptions import ObjectLostError, UnserializableError
 from jupyter_tasks.refs import ObjectRef, process
-from jupyter_tasks.wire.frames import Flag, Kind, frame, to_json
+from jupyter_tasks.wire.frames import PACKED_NONE, Flag, Kind, frame, to_json
 
 if TYPE_CHECKING:
     from jupyter_tasks.client import Client
@@ -35,7 +35,6 @@ __all__ = ["adopted", "elsewhere", "sleep", "wait"]
 LOOK_EVERY = 0.05  # seconds: how late an end is seen whose word an interrupt in another thread has cut off
 CHUNK = 1 << 20  # bytes of a pickle that are looked at at once
 NAMES_OF_A_REF = (b"jupyter_tasks.refs", b"_arrived")  # in every pickle that has one in it
-NONE = b"\0" + pickle.dumps(None, 5)  # as a packed value
 
 _lock = threading.RLock()  # again by a finalizer, in the midst of another's call
 
@@ -182,7 +181,7 @@ def _bring(there: ObjectRef, ref: ObjectRef, *, only_wait: bool) -> None:
     if ref._kind != Kind.RESULT:
         to.say(frame(Kind.PUT, there.id, _error_body(ref), fn=ref._kind))
     elif only_wait:
-        to.say(frame(Kind.PUT, there.id, NONE))
+        to.say(frame(Kind.PUT, there.id, PACKED_NONE))
     elif hasattr(ref, "_local") or client.settings.get("local_mode"):  # there are no bytes yet
         to.put_as(there, client.value(ref), root=ref.label or "value")
     else:

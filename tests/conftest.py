@@ -16,12 +16,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
 
 import jupyter_tasks as jt
+from jupyter_tasks.exceptions import GetTimeoutError, JupyterTasksError
 from jupyter_tasks.session import current, current_client
 from jupyter_tasks.supervisor import reaper
 
@@ -117,6 +119,36 @@ def wait_until(condition: Callable[[], Any], what: str, net: float = NET) -> Any
             pytest.fail(f"waited {net:g} s in vain for: {what}")
         time.sleep(0.001)
     return value
+
+
+def raised(ref: jt.ObjectRef) -> BaseException:
+    """What `get` raises, which is not that it waited too long."""
+    with pytest.raises(JupyterTasksError) as caught:
+        jt.get(ref, timeout=NET)
+    assert not isinstance(caught.value, GetTimeoutError)
+    return caught.value
+
+
+def is_open(ref: jt.ObjectRef, seconds: float = 0.0) -> bool:
+    """It is not final, also not within so many seconds."""
+    try:
+        jt.get(ref, timeout=seconds)
+    except GetTimeoutError:
+        return True
+    return False
+
+
+class Gate:
+    """What runs in a thread says that it is in, and goes on when it is let."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> str:
+        self.entered.set()
+        self.opened.wait(NET)
+        return "through"
 
 
 def status() -> dict[str, Any]:
@@ -270,6 +302,30 @@ def session(request: pytest.FixtureRequest, module_session: None) -> Iterator[No
         described = describe(below)
         jt.shutdown()
         pytest.fail(f"the test left processes below a worker:\n{described}")
+
+
+@pytest.fixture
+def new_kernel(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """Kernels one after the other, in one directory and with one registry. In the end nothing of them may be left."""
+    from kernels import FIRST, Kernel
+
+    kernels: list[Kernel] = []
+
+    def new() -> Kernel:
+        kernel = Kernel(tmp_path / "kernel")
+        kernels.append(kernel)
+        assert kernel.run(FIRST).ok
+        return kernel
+
+    yield new
+    with contextlib.ExitStack() as stack:
+        for kernel in kernels:
+            stack.callback(kernel.close)
+        kernels[-1].run("from jupyter_tasks import detached\nfor entry in detached.entries(): detached.end(entry)")
+    wait_until(lambda: not kernels[-1].processes(), "no survivors")
+    left = [path.name for path in (tmp_path / "kernel" / "runtime" / "jupyter-tasks").glob("*.json*")]
+    assert left == []
+    assert not list((tmp_path / "kernel").glob("jupyter-tasks-*"))
 
 
 @pytest.fixture(scope="module")

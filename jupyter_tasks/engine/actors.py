@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_tasks.engine.cancel import Cancel, Rung
 from jupyter_tasks.engine.events import (
+    FALSE_STARTS,
+    PACKET_BYTES,
+    PACKET_US,
+    UNKNOWN_DURATION,
     ActorKilled,
     Answer,
     CancelAsked,
@@ -37,7 +41,7 @@ from jupyter_tasks.engine.events import (
     TaskSpec,
 )
 from jupyter_tasks.engine.states import FINAL, State, Step, next_state
-from jupyter_tasks.wire.frames import Flag, Kind, frame, readdressed, show_id, to_json
+from jupyter_tasks.wire.frames import PACKED_NONE, Flag, Kind, frame, readdressed, show_id, to_json
 
 if TYPE_CHECKING:
     from jupyter_tasks.engine.scheduler import Scheduler
@@ -48,13 +52,8 @@ __all__ = ["EXIT_GRACE", "HOST_GONE", "Actor", "ActorRules", "Call"]
 # guess; what takes longer is ended by force.
 EXIT_GRACE = 10.0
 HOST_GONE = "the process that it was to run in has ended"  # of what runs in threads of a client
-FALSE_STARTS = 3  # processes that may die before they begin its constructor; an honest guess
-PACKET_US = 1024  # as for tasks: a packet is about a millisecond of work
-PACKET_BYTES = 60_000
 MOST_AT_ONCE = 32  # calls in one message to an actor that runs them beside each other
-UNKNOWN_DURATION = 15  # log2 us: a method that never ended yet goes alone
 _ALL = 0  # the box of an actor whose calls have no order
-_NONE = b"\0\x80\x05N."  # the body of a RESULT that is None
 _TERMINATED = "terminate() was called"
 
 
@@ -539,7 +538,7 @@ class ActorRules:
             step = ended if actor.state is State.CANCELLING else Step.ASKED
             scheduler.conclude(actor, step, {"rung": "ask" if actor.spec.thread else "kill"}, now)
         elif actor.exiting:
-            actor.frame = frame(Kind.RESULT, actor.id, _NONE)
+            actor.frame = frame(Kind.RESULT, actor.id, PACKED_NONE)
             scheduler.settle(actor, Step.RETURNED, Kind.RESULT, now)
         elif actor.death[4] == Kind.ERROR:
             actor.frame = actor.death

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "CPU_UNITS",
     "EVERYTHING",
+    "FALSE_STARTS",
     "GPU",
     "ONE_CPU",
     "ONE_PACKET",
+    "PACKET_BYTES",
+    "PACKET_US",
+    "UNKNOWN_DURATION",
     "ActorClosed",
     "ActorExits",
     "ActorKilled",
@@ -86,6 +90,10 @@ __all__ = [
 # for its children gives its slot back, and would otherwise let all others begin, and wait, first (measured: 40 tasks
 # three deep had 82 workers, 150 did not end in a minute).
 MOST_DEPTH = 1 << 20
+FALSE_STARTS = 3  # workers that may die before they begin what they were given first; an honest guess
+PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
+PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
+UNKNOWN_DURATION = 15  # log2 us: what never ended yet goes alone
 CPU_UNITS = 10_000  # resources are counted in ten-thousandths, as Ray does, so that fractions add up exactly
 
 Demand: TypeAlias = tuple[tuple[str, int], ...]  # (("CPU", 10000),): sorted by name, amounts in CPU_UNITS

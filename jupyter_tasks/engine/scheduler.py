@@ -28,9 +28,13 @@ from jupyter_tasks.engine.cancel import TIMEOUT_GRACE, Cancel, Rung
 from jupyter_tasks.engine.events import (
     CPU_UNITS,
     EVERYTHING,
+    FALSE_STARTS,
     GPU,
     MOST_DEPTH,
     ONE_PACKET,
+    PACKET_BYTES,
+    PACKET_US,
+    UNKNOWN_DURATION,
     ActorClosed,
     ActorExits,
     ActorKilled,
@@ -108,15 +112,11 @@ __all__ = ["GPU_IDLE", "HISTORY", "LEND_AFTER", "Scheduler"]
 
 HISTORY = 1000  # finished tasks that `%tasks` can still show; a record holds no value
 MOST_QUEUES = 32  # kept while they are empty
-FALSE_STARTS = 3  # workers that may die before they begin a task; an honest guess
-PACKET_US = 1024  # a packet is at most about a millisecond of work: its tail, also a cancelled one, waits for its head
-PACKET_BYTES = 60_000  # keeps a packet well below a socket buffer
 # What keeps a worker with its finished task: threads or children of it, or its frames for a debugger.
 _PLAIN_ENDS = frozenset({Step.RETURNED, Step.RAISED})  # the state says it all
 _STAYS = {Kind.RESULT: Flag.LINGERS, Kind.ERROR: Flag.LINGERS | Flag.KEPT}
 RETRY_MOST = 300.0  # seconds: a delay between attempts does not grow beyond this
 STORY_FIRST, STORY_MOST = 10, 50  # chapters of a task's story: of a long one the first ones and the last are kept
-UNKNOWN_DURATION = 15  # log2 us: a function that never ended yet goes alone
 # Seconds that a worker with devices may be idle: its imports (torch: seconds) are worth keeping for the next cell, the
 # memory it has on the device is missed by others, perhaps by the kernel itself. An honest guess.
 GPU_IDLE = 30.0

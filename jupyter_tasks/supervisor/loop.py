@@ -1153,7 +1153,7 @@ class Supervisor:
         if actor is None:
             return None
         meta = self._classes[actor.fn].meta
-        return {"id": actor.id, "label": actor.spec.name, "class": meta, "class_id": actor.fn}
+        return {"id": actor.id, "label": actor.spec.name, "class": meta}
 
     def _kill(self, client: _Client, request: int, question: dict[str, Any]) -> None:
         """Answered when it is done."""
@@ -1161,7 +1161,7 @@ class Supervisor:
         self._events.append(event)
 
     def _room_asked(self, client: _Client, request: int, question: dict[str, Any]) -> None:
-        """Answered by Answer."""
+        """The rules answer, when there is room."""
         self._events.append(RoomAsked(client.id, request, question["task"], question["made"]))
 
     def _stack(self, client: _Client, request: int, question: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "ITEMS",
     "ITEM_OF",
     "MAX_FDS",
+    "PACKED_NONE",
     "PROTOCOL",
     "SESSION_MARK",
     "Flag",
@@ -53,6 +54,7 @@ FUNCTION_SHIFT = 32
 CALL_OF = struct.Struct("=H")  # which of the actor's methods
 ITEM_OF = struct.Struct("=QQ")  # id of the task, the item's place from 0
 ALL_TAKEN = (1 << 63) - 1
+PACKED_NONE = b"\0\x80\x05N."  # the body of a RESULT that is None
 MAX_FDS = 200  # per message; the kernel's own limit is 253 (SCM_MAX_FD)
 
 

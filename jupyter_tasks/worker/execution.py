@@ -40,6 +40,7 @@ from jupyter_tasks.wire.frames import (
     DURATION_SHIFT,
     HEADER,
     HEADER_SIZE,
+    PACKED_NONE,
     Flag,
     Kind,
     frame,
@@ -56,7 +57,6 @@ __all__ = ["start"]
 
 FLUSH_AFTER = 0.001  # seconds after which a packet's ends are not held back any more; a whole packet takes about that
 LOOK_AGAIN = 0.05  # seconds between looks at whether what a task left running has ended
-_NONE = b"\0" + pickle.dumps(None, 5)
 MOST_DURATION = 15  # log2 us; the four bits that a header has for it
 
 # Helpers that libraries start once and keep: they belong to the worker, not to the task that happened to be first.
@@ -328,7 +328,7 @@ class _Worker:
             self.actor.leave()
         except BaseException as error:
             return actors.constructor_failed(id, options["name"], error)
-        return frame(Kind.RESULT, id, _NONE)
+        return frame(Kind.RESULT, id, PACKED_NONE)
 
     def _actor_call(self, id: int, flags: int, body: bytes, fd: int | None) -> None:
         """A call of this worker's actor, if that does one at a time."""

@@ -24,6 +24,8 @@ BOARD = "application/vnd.jupyter-tasks.board+json"
 NET = 60.0  # seconds; a net against hanging, never a measure
 ensure_event_loop()  # jupyter_client makes one at its first call and keeps it: let that be before any test looks
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# What a user types first.
+FIRST = "%load_ext jupyter_tasks\nimport jupyter_tasks as jt, os, pathlib, sys, time"
 
 
 def plain(text: str) -> str:

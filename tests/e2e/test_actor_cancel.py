@@ -16,13 +16,11 @@ from typing import Any
 import pytest
 import words
 from actors import ASYNC, IN_PROCESSES, KINDS, SYNC, THREADED, WITH_FLAG, Kind
-from conftest import status, wait_until
+from conftest import is_open, raised, status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks.exceptions import (
     ForceCancelledError,
-    GetTimeoutError,
-    JupyterTasksError,
     TaskCancelledError,
     TaskError,
 )
@@ -36,23 +34,8 @@ each_process_kind = pytest.mark.parametrize("kind", IN_PROCESSES, ids=lambda kin
 each_flag_kind = pytest.mark.parametrize("kind", WITH_FLAG, ids=lambda kind: kind.name)
 
 
-def raised(ref: jt.ObjectRef) -> BaseException:
-    with pytest.raises(JupyterTasksError) as caught:
-        jt.get(ref, timeout=NET)
-    assert not isinstance(caught.value, GetTimeoutError)
-    return caught.value
-
-
 def state_of(ref: jt.ObjectRef) -> str:
     return str(next(task["state"] for task in jt.tasks() if task["task_id"] == ref.task_id))
-
-
-def is_open(ref: jt.ObjectRef, seconds: float = 0.0) -> bool:
-    try:
-        jt.get(ref, timeout=seconds)
-    except GetTimeoutError:
-        return True
-    return False
 
 
 # -- queued calls (B3, B4) ----------------------------------------------------------------------------------------------

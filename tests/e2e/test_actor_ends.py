@@ -25,7 +25,7 @@ import actors
 import pytest
 import words
 from actors import ASYNC, IN_KERNEL, IN_PROCESSES, KINDS, SYNC, THREADED, Keeper, Kind
-from conftest import status, wait_until
+from conftest import is_open, raised, status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks.exceptions import (
@@ -33,8 +33,6 @@ from jupyter_tasks.exceptions import (
     ActorDiedError,
     ActorError,
     ActorUnavailableError,
-    GetTimeoutError,
-    JupyterTasksError,
     TaskCancelledError,
     UnserializableError,
 )
@@ -45,21 +43,6 @@ NET = 10.0
 
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 each_process_kind = pytest.mark.parametrize("kind", IN_PROCESSES, ids=lambda kind: kind.name)
-
-
-def raised(ref: jt.ObjectRef) -> BaseException:
-    with pytest.raises(JupyterTasksError) as caught:
-        jt.get(ref, timeout=NET)
-    assert not isinstance(caught.value, GetTimeoutError)
-    return caught.value
-
-
-def is_open(ref: jt.ObjectRef, seconds: float = 0.0) -> bool:
-    try:
-        jt.get(ref, timeout=seconds)
-    except GetTimeoutError:
-        return True
-    return False
 
 
 def gone(*pids: int) -> None:

@@ -5,18 +5,14 @@ Promises: docs/semantics.md, Detached. A cell says "in" from inside and goes on 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from conftest import wait_until
-from kernels import Kernel
+from kernels import FIRST, Kernel
 from words import hear, say
 
 pytestmark = pytest.mark.slow
 
-FIRST = "%load_ext jupyter_tasks\nimport jupyter_tasks as jt, os, pathlib, sys, time"
 WAITS = (
     "import os, time\n"
     "from IPython.display import HTML, display\n"
@@ -27,28 +23,6 @@ WAITS = (
     "while not os.path.exists('go'): time.sleep(0.01)\n"
     "print('went on')\n"
 )
-
-
-@pytest.fixture
-def new_kernel(tmp_path: Path) -> Iterator[Callable[[], Kernel]]:
-    """Kernels one after the other, in one directory and with one registry. In the end nothing of them may be left."""
-    kernels: list[Kernel] = []
-
-    def new() -> Kernel:
-        kernel = Kernel(tmp_path / "kernel")
-        kernels.append(kernel)
-        assert kernel.run(FIRST).ok
-        return kernel
-
-    yield new
-    with contextlib.ExitStack() as stack:
-        for kernel in kernels:
-            stack.callback(kernel.close)
-        kernels[-1].run("from jupyter_tasks import detached\nfor entry in detached.entries(): detached.end(entry)")
-    wait_until(lambda: not kernels[-1].processes(), "no survivors")
-    left = [path.name for path in (tmp_path / "kernel" / "runtime" / "jupyter-tasks").glob("*.json*")]
-    assert left == []
-    assert not list((tmp_path / "kernel").glob("jupyter-tasks-*"))
 
 
 def test_a_cell_survives_the_sigkill_of_its_kernel(new_kernel: Callable[[], Kernel]) -> None:

@@ -21,13 +21,12 @@ import cloudpickle
 import pytest
 import words
 from actors import ASYNC, IN_KERNEL, IN_PROCESSES, KINDS, SYNC, THREADED, AsyncKeeper, Keeper, Kind, heard
-from conftest import status, wait_until
+from conftest import is_open, raised, status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
-    GetTimeoutError,
     JupyterTasksError,
     TaskError,
     UnserializableError,
@@ -51,21 +50,6 @@ class Counter:
 
     def pid(self) -> int:
         return os.getpid()
-
-
-def raised(ref: jt.ObjectRef) -> BaseException:
-    with pytest.raises(JupyterTasksError) as caught:
-        jt.get(ref, timeout=NET)
-    assert not isinstance(caught.value, GetTimeoutError)
-    return caught.value
-
-
-def is_open(ref: jt.ObjectRef, seconds: float = 0.0) -> bool:
-    try:
-        jt.get(ref, timeout=seconds)
-    except GetTimeoutError:
-        return True
-    return False
 
 
 # -- classes and arguments ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import words
-from conftest import Screen, status, wait_until
+from conftest import Gate, Screen, status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks.exceptions import (
@@ -45,19 +45,6 @@ def state_of(what: Any) -> str:
     id = what._jt_ref.id if isinstance(what, jt.ActorHandle) else what.id
     (record,) = [task for task in jt.tasks() if task["id"] == id]
     return str(record["state"])
-
-
-class Gate:
-    """A call says that it is in, and goes on when it is let."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self) -> str:
-        self.entered.set()
-        self.opened.wait(NET)
-        return "through"
 
 
 @jt.remote(executor="thread")

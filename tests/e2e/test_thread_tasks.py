@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import words
-from conftest import status, wait_until
+from conftest import Gate, status, wait_until
 
 import jupyter_tasks as jt
 from jupyter_tasks.exceptions import (
@@ -45,19 +45,6 @@ def same(x: Any) -> Any:
 def state_of(ref: jt.ObjectRef) -> str:
     (record,) = [task for task in jt.tasks() if task["id"] == ref.id]
     return str(record["state"])
-
-
-class Gate:
-    """A thread task says that it is in, and goes on when it is let."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self) -> str:
-        self.entered.set()
-        self.opened.wait(NET)
-        return "through"
 
 
 # -- it shares the kernel's objects --------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from engine_rig import KERNEL, Rig, cpus, error_frame, kinds, only
 
-from jupyter_tasks.engine.actors import EXIT_GRACE, FALSE_STARTS, Actor, Call
+from jupyter_tasks.engine.actors import EXIT_GRACE, Actor, Call
 from jupyter_tasks.engine.events import (
+    FALSE_STARTS,
     ActorClosed,
     ActorExits,
     ActorKilled,

@@ -6,7 +6,7 @@ three kinds, crash, leave, are killed and made anew, while tasks run beside them
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from jupyter_tasks.engine.events import (
     End,
     EndActor,
     Finished,
+    Held,
     Instruction,
     Interrupt,
     Lease,
@@ -321,8 +322,6 @@ class ActorFake(Fake):
     def share_handle(self) -> None:
         held = [id for id in self.held_by(1) if id in self.actors]
         if held:
-            from jupyter_tasks.engine.events import Held
-
             living = [client for client in (5, 6, 7) if client not in self.gone_clients]
             if living:
                 client, id = self.rnd.choice(living), self.rnd.choice(held)
@@ -437,6 +436,3 @@ def test_such_walks_meet_what_they_are_about() -> None:
     for state in ("completed", "cancelled", "failed", "crashed"):
         assert states["call", state], state
         assert states["actor", state], state
-
-
-__all__ = ["ActorFake", "deque"]
