@@ -579,7 +579,7 @@ def test_its_output_goes_to_who_called() -> None:
         actor = THERE.remote()
         jt.get(actor.say.remote("mine"))
         wait_until(lambda: "mine" in screen.out.getvalue(), "its output")
-        out = run("a = jt.get_actor('x')\njt.get(a.say.remote('theirs'))\ntime.sleep(0.2)")
+        out = run("a = jt.get_actor('x')\njt.get(a.say.remote('theirs'))\na._jt_ref._client.drain_events()")
     assert "theirs" in out
     assert "mine" not in out
     assert "theirs" not in screen.out.getvalue()

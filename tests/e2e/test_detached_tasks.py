@@ -133,7 +133,7 @@ def test_the_end_of_the_session_leaves_it_alone(tmp_path: Path, module_session: 
 
 def test_its_value_outlives_every_reference(tmp_path: Path) -> None:
     """Other values are freed with their last ref. This one lives until it is killed or cleared, also a big one."""
-    run("jt.remote(lambda: b'x' * 5_000_000).options(lifetime='detached', name='big').remote(); time.sleep(0.2)")
+    run("jt.remote(lambda: b'x' * 5_000_000).options(lifetime='detached', name='big').remote()")
     for _ in range(2):
         assert run("print(len(jt.get(jt.get_task('big'))))") == "5000000\n"
     ref = jt.get_task("big")
@@ -172,7 +172,7 @@ def test_an_error_and_its_output_outlive_it_too() -> None:
 
 def test_its_ref_is_a_ref_like_others() -> None:
     """It can be awaited, told about and cancelled from a process that has not started it."""
-    run("jt.remote(time.sleep).options(lifetime='detached', name='sleeps').remote(1000); time.sleep(0.1)")
+    run("jt.remote(time.sleep).options(lifetime='detached', name='sleeps').remote(1000)")
     ref = jt.get_task("sleeps")
     wait_until(lambda: [chapter["step"] for chapter in ref.story()] == ["submitted", "started"], "it runs")
 

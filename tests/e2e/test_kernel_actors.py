@@ -6,7 +6,7 @@ Role: end to end, as a user of a notebook meets them.
 from __future__ import annotations
 
 import pytest
-from kernels import Kernel
+from kernels import NET, Kernel
 
 pytestmark = pytest.mark.slow
 
@@ -135,17 +135,21 @@ def test_a_cell_in_a_worker_calls_an_actor_by_its_handle(kernel: Kernel) -> None
 
 
 def test_an_interrupt_of_the_notebook_leaves_the_actor_alone(kernel: Kernel) -> None:
-    kernel.run(f"{MAKE}\n    def long(self):\n        time.sleep(0.5); return 'whole'")
+    long = "while not os.path.exists('go'): time.sleep(0.001)\n        return 'whole'"
+    kernel.run(f"{MAKE}\n    def long(self):\n        {long}")
     kernel.run("ref = counter.long.remote()")
     waiting = kernel.start("print('waits'); jt.get(ref)")
     kernel.read_until(lambda: "waits" in waiting.text(), "it waits")
     kernel.interrupt()
     kernel.finish(waiting)
+    assert "KeyboardInterrupt" in waiting.error
+    kernel.run("open('go', 'w').close()")
     assert kernel.run("jt.get(ref), jt.get(counter.add.remote())").result == "('whole', 1)"
 
 
 def test_names_are_completed(kernel: Kernel) -> None:
     """Methods of a handle."""
     kernel.run(MAKE)
-    found = kernel.run("get_ipython().complete('x', 'counter.a', 9)[1] + dir(counter)")
-    assert "'counter.add'" in found.result or "add" in (found.result or "")
+    kernel.client.complete("counter.a", 9)
+    assert kernel.client.get_shell_msg(timeout=NET)["content"]["matches"] == ["add"]
+    assert kernel.run("[name for name in dir(counter) if '__' not in name]").result == "['add', 'pid', 'terminate']"
